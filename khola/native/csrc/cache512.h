@@ -78,16 +78,7 @@ inline void store_value_codes(uint8_t* head, const float* x, int size, int token
 }
 
 void store(const LayerPlanes& p, const float* k, const float* v, int32_t page, int token) {
-  for (int head = 0; head < p.heads; ++head, k += p.key_size, v += p.value_size) {
-    uint8_t *keys = p.keys_of(page, head), *values = p.values_of(page, head);
-    if (p.coded) {
-      store_key_codes(keys, k, p.steps_of(head), p.key_size, token);
-      store_value_codes(values, v, p.value_size, token);
-    } else {
-      store_keys(keys, k, p.key_size, token);
-      store_values(values, v, p.value_size, token);
-    }
-  }
+  store_heads<store_keys, store_values, store_key_codes, store_value_codes>(p, k, v, page, token);
 }
 
 // Codes as bfloat16, which holds them exactly; `count` is a multiple of 32. The two codes of a pair are made floats each, whose upper halves

@@ -28,5 +28,20 @@ struct CodeScale {
   }
 };
 
+// The keys and values of a token, head by head, with an instruction set's ways to write one head as bfloat16 or as codes.
+template <auto Keys, auto Values, auto KeyCodes, auto ValueCodes>
+void store_heads(const LayerPlanes& p, const float* k, const float* v, int32_t page, int token) {
+  for (int head = 0; head < p.heads; ++head, k += p.key_size, v += p.value_size) {
+    uint8_t *keys = p.keys_of(page, head), *values = p.values_of(page, head);
+    if (p.coded) {
+      KeyCodes(keys, k, p.steps_of(head), p.key_size, token);
+      ValueCodes(values, v, p.value_size, token);
+    } else {
+      Keys(keys, k, p.key_size, token);
+      Values(values, v, p.value_size, token);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kh

@@ -13,6 +13,18 @@ struct Share {
   int first, last;
 };
 
+// A thread's part of `count` pieces, in blocks of `block`.
+inline Share share_of(int count, int block, int thread, int threads) {
+  const int64_t blocks = (count + block - 1) / block;
+  const int first = static_cast<int>(blocks * thread / threads) * block, last = static_cast<int>(blocks * (thread + 1) / threads) * block;
+  return {std::min(first, count), std::min(last, count)};
+}
+
+constexpr int kPairsTogether = 16;  // strip pairs that a product of many rows works on at once
+
+// Strip pairs that a thread takes at a time: an eighth of its share, or what a product of many rows works on at once.
+inline int pairs_at_a_time(int share, bool many) { return std::max(many ? kPairsTogether : 1, (share + 7) / 8); }
+
 class Deal {
  public:
   explicit Deal(int threads) : threads_(threads), left_(new Left[static_cast<size_t>(threads)]) {}

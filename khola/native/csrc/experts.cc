@@ -8,8 +8,6 @@ namespace kh {
 
 namespace {
 
-constexpr int kPairsTogether = 16;  // strip pairs that `many` works on at once
-
 // The place of the greatest that is left; the first of those that are left where none is a number.
 int take_greatest(float* worth, const uint8_t* out, int count) {
   int best = -1;
@@ -101,10 +99,7 @@ void ExpertWalk::walk() {
   add_up();
 }
 
-Share ExpertWalk::share(int count) const {
-  const int64_t wide = count;
-  return {static_cast<int>(wide * thread_ / threads_), static_cast<int>(wide * (thread_ + 1) / threads_)};
-}
+Share ExpertWalk::share(int count) const { return share_of(count, 1, thread_, threads_); }
 
 // Every pair of a row and an expert gets a place; the rows of one expert and one kind lie together, from a multiple of sixteen on.
 void ExpertWalk::sort() {
@@ -174,7 +169,7 @@ void ExpertWalk::multiply(bool inner) {
   const kh_weight& tall = inner ? down_ : gate_up_;
   const int outputs = inner ? hidden_ : 2 * width_, pairs = outputs / kStrip;
   const int pieces = static_cast<int>(room_.parts.size()) * pairs;
-  const int most = std::max(kinds_.many ? kPairsTogether : 1, (pieces / threads_ + 7) / 8);
+  const int most = pairs_at_a_time(pieces / threads_, kinds_.many > 0);
   for (Share taken; model_.deal.take(thread_, most, taken);)
     for (int piece = taken.first; piece < taken.last;) {
       const int number = piece / pairs, first = piece % pairs, last = std::min(pairs, first + taken.last - piece);

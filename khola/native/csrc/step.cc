@@ -16,14 +16,8 @@ using kh::Epilogue;
 using kh::Kernels;
 using kh::Norm;
 using kh::Share;
-
-// This thread's part of `count` pieces, in blocks of `block`.
-Share share_of(int count, int block, int thread, int threads) {
-  const int blocks = (count + block - 1) / block;
-  const int first = static_cast<int>(static_cast<int64_t>(blocks) * thread / threads) * block;
-  const int last = static_cast<int>(static_cast<int64_t>(blocks) * (thread + 1) / threads) * block;
-  return {std::min(first, count), std::min(last, count)};
-}
+using kh::kPairsTogether;
+using kh::share_of;
 
 struct Run {
   kh_model& model;
@@ -147,7 +141,7 @@ class Walker {
       end.block_max = b_.block_max;
       end.max_stride = (weight.n + 31) / 32;
     }
-    const int most = pieces_of(pairs.last - pairs.first, kinds);
+    const int most = kh::pairs_at_a_time(pairs.last - pairs.first, kinds.many > 0);
     for (Share taken; m_.deal.take(thread_, most, taken);) multiply(weight, operand, kinds, end, tiles, taken, rough ? k_.few_high : k_.few);
     if (rough) {
       note_margins(op, weight, pairs);
@@ -215,9 +209,6 @@ class Walker {
       }
   }
 
-  // Strip pairs that a thread takes at a time: an eighth of its share, or what a product of many rows works on at once.
-  static int pieces_of(int share, const RowKinds& kinds) { return std::max(kinds.many ? kPairsTogether : 1, (share + 7) / 8); }
-
   // Each thread makes some inputs of all rows: mostly those that it wrote itself a moment ago. Two that made rows each would write side by
   // side on the same lines of scales and sums, and wait for each other's cache.
   void pack_few(const kh_op& op, const kh_weight& weight, kh::Operand operand, const RowKinds& kinds, Share inputs) {
@@ -245,7 +236,6 @@ class Walker {
     }
   }
 
-  static constexpr int kPairsTogether = 16;      // strip pairs that `many` works on at once
   static constexpr int kCachedBytes = 256 << 10; // weights that stay in a second-level cache beside the rows
 
   const float* turn(int rope, int position) const { return m_.turns[rope] + static_cast<size_t>(position) * 2 * m_.ropes[rope].half; }
