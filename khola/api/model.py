@@ -52,6 +52,7 @@ def load(
     context: int | None = None,
     cache_tokens: int | None = None,
     cache: str = "auto",
+    stream: bool = False,
     trust_template: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
@@ -66,6 +67,7 @@ def load(
         context: tokens of prompt and answer together; by default as many as the model was trained for, the cache holds and fit into memory.
         cache_tokens: tokens that the cache holds, earlier turns and other requests included; by default `context`, or 8,192.
         cache: how the cache keeps numbers: "int8" takes half the memory of "bf16"; see `khola.loader.load_model`.
+        stream: weights that do not fit into memory are read from the disk as they are needed; native only.
         trust_template: run the chat template that came with the files, in a bounded process, where khola knows no format of its own.
         device, dtype, tell: see `khola.loader.load_model`.
     Raises:
@@ -73,10 +75,11 @@ def load(
         UnknownOption: the interpreter, or its cache in such numbers, is not to be had.
         BadFiles: the files are damaged, or not those of an architecture that khola knows.
         NoMemory: weights or cache do not fit.
+        NoDisk: weights have to stream, and there is no room for them in packed form.
         ContextOverflow: the context is longer than what the model was trained for or the cache holds.
     """
     settings = settings or from_environment()
-    loaded = load_model(name, settings=settings, interpreter=interpreter, device=device, dtype=dtype, cache=cache, tell=tell)
+    loaded = load_model(name, settings=settings, interpreter=interpreter, device=device, dtype=dtype, cache=cache, stream=stream, tell=tell)
     available_bytes = int(usable_memory()[1] * SHARE_OF_MEMORY)
     return Model(loaded, context=context, cache_tokens=cache_tokens, trust_template=trust_template, available_bytes=available_bytes)
 

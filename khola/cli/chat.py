@@ -62,6 +62,7 @@ def chat(
     context: o.Context = None,
     interpreter: o.Interpreter = "auto",
     cache: o.Cache = "auto",
+    stream: o.Stream = False,
     trust_template: o.TrustTemplate = False,
     stats: o.Stats = False,
     json: o.Json = False,
@@ -88,7 +89,7 @@ def chat(
     if not text and (json or not stdin_is_terminal() or not sys.stdout.isatty()):
         raise AskedWrong("there is no prompt", hint='khola chat {model} "your question", or pipe it in', model=name)
     try:
-        options = {"context": context, "interpreter": interpreter, "cache": cache, "trust_template": trust_template}
+        options = {"context": context, "interpreter": interpreter, "cache": cache, "stream": stream, "trust_template": trust_template}
         with ready_model(name, talk, yes=yes, **options) as (ready, load_s):
             conversation = Conversation(system=system or "")
             sampling = o.sampling_from(ready.loaded.sampling, command.params)

@@ -41,6 +41,7 @@ def complete(
     context: o.Context = None,
     interpreter: o.Interpreter = "auto",
     cache: o.Cache = "auto",
+    stream: o.Stream = False,
     stats: o.Stats = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -66,7 +67,7 @@ def complete(
         raise AskedWrong("--logprobs needs --json")
     if not start:
         raise AskedWrong("there is no text to continue", hint='khola complete {model} "The text", or pipe it in', model=model)
-    with ready_model(model, talk, yes=yes, context=context, interpreter=interpreter, cache=cache) as (ready, load_s):
+    with ready_model(model, talk, yes=yes, context=context, interpreter=interpreter, cache=cache, stream=stream) as (ready, load_s):
         sampling = o.sampling_from(ready.loaded.sampling, command.params)
         form = o.form_from(command.params)
         if json:

@@ -87,6 +87,7 @@ Cache = Annotated[
     Literal["auto", "bf16", "int8"],
     typer.Option("--cache", help="Numbers of the cache; int8 takes half the memory of bf16, which is what auto is for native."),
 ]
+Stream = Annotated[bool, typer.Option("--stream", help="Weights that do not fit into memory are read from the disk as they are needed.")]
 TrustTemplate = Annotated[bool, typer.Option("--trust-template", help="Run the chat template inside the model's files, in a sandbox.")]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")]
 Thinking = Annotated[Literal["on", "off"] | None, typer.Option("--thinking", help="Whether the model thinks before it answers.")]

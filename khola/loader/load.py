@@ -20,6 +20,7 @@ from khola.loader.beside import Beside
 from khola.loader.find import Located, find
 from khola.loader.interpreter import interpreter_named, unheard
 from khola.loader.loaded import Loaded
+from khola.loader.memory import Room
 from khola.models import architecture as architecture_named
 from khola.nn import decoder
 from khola.nn.specs import Architecture, parse_config
@@ -32,6 +33,9 @@ from khola.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from khola.ops.native_ops import NativeOps
+
+NUMBER_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+"""Of a weight in the interpreters that do not keep weights packed, by what they compute in."""
 
 Tell = Callable[..., None]
 """Called with a sentence and its facts when something unusual, but harmless, was found."""
@@ -62,6 +66,8 @@ def load_model(
     device: str = "cpu",
     dtype: str = "float32",
     cache: str = "auto",
+    stream: bool = False,
+    available_bytes: int | None = None,
     tell: Tell | None = None,
 ) -> Loaded:
     """A model, ready for the engine.
@@ -73,24 +79,35 @@ def load_model(
         device: of the torch interpreter, "cpu" or "cuda".
         dtype: numbers to compute with; numpy takes "float32" or "float64", torch also "bfloat16".
         cache: how the cache keeps numbers: "auto" is the interpreter's own way; the native one has "bf16", which is its own, and "int8".
+        stream: weights that do not fit into memory may stay on the disk and are read as they are needed; native only.
+        available_bytes: memory that weights may take; None: what is free now.
         tell: hears about what was ignored or found superfluous, and why the interpreter is not the native one.
     Raises:
         UnknownModel, NotPulled: the name leads to no files here.
         UnknownOption: the interpreter, or its cache in such numbers, is not to be had.
         BadFiles: the files are damaged, or not those of an architecture that khola knows.
-        NoMemory: the weights do not fit.
+        NoMemory: the weights do not fit, and may not stream.
+        NoDisk: they would have to stream, and there is no room for them in packed form.
     """
     located = find(name, settings)
     said = unheard if tell is None else tell
     ops = interpreter_named(interpreter, settings, device, dtype, cache, said)
     parts = _folder_parts(located.path) if located.path.is_dir() else _gguf_parts(located.path)
+    room = Room(
+        name=located.name,
+        config=parts.config,
+        file=Path(parts.files[0]),
+        number_bytes=NUMBER_BYTES.get(dtype, 0) if device == "cpu" else 0,
+        stream=stream,
+        available_bytes=available_bytes,
+    )
     try:
-        return _ready(located, parts, ops, settings, said)
+        return _ready(located, parts, ops, settings, room, said)
     except NoKernel as wrong:
         if interpreter != "auto" or ops.name != "native":
             raise
         said("numpy runs the model, several times slower than native would: {reason}", reason=str(wrong))
-        return _ready(located, parts, interpreter_named("numpy", settings, cache=cache), settings, said)
+        return _ready(located, parts, interpreter_named("numpy", settings, cache=cache), settings, room, said)
     finally:
         parts.close()
 
@@ -110,11 +127,13 @@ def tokenizer_of(path: Path) -> Tokenizer:
         parts.close()
 
 
-def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings, tell: Tell) -> Loaded:
+def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings, room: Room, tell: Tell) -> Loaded:
     """A model whose weights are in the interpreter's last form, so that its files may be closed."""
     file = located.path.name
     architecture = _architecture(located, parts.config, parts.config_file)
     config = parse_config(architecture, parts.config, parts.config_file)
+    if ops.name != "native":
+        room.require_whole(parts.stored)
     weights = assemble(architecture, config, parts.stored, ops, file=file, tell=tell)
     _settle(
         ops,
@@ -124,6 +143,7 @@ def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings,
         ),
         parts,
         settings,
+        room,
         tell,
     )
     tokenizer = _tokenizer(parts, config.vocab_size, file)
@@ -149,15 +169,17 @@ def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings,
     )
 
 
-def _settle(ops: Interpreter, passes: Sequence[Forward], parts: Parts, settings: Settings, tell: Tell) -> None:
+def _settle(ops: Interpreter, passes: Sequence[Forward], parts: Parts, settings: Settings, room: Room, tell: Tell) -> None:
     """Bring the weights of the forward passes into the interpreter's last form."""
     if ops.name != "native":
         ops.settle(passes, parts.release)
         return
     from khola.loader import packed_cache
 
+    native = cast("NativeOps", ops)
+    native.streams = room.require(sum(plan.nbytes for plan in native.plans(passes).values()), streams=True)
     origin = packed_cache.Origin(files=parts.files, stored=parts.stored)
-    packed_cache.settle(cast("NativeOps", ops), passes, origin, settings, parts.release, tell)
+    packed_cache.settle(native, passes, origin, settings, parts.release, tell)
 
 
 def _tokenizer(parts: Parts, rows: int, file: str) -> Tokenizer:

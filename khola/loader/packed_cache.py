@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from khola.errors import NoRoom
+from khola.errors import NoDisk, NoRoom
 from khola.native.packed_file import PackedWriter, packer, read_packed
 from khola.ops.native_ops import NativeOps
 from khola.ops.vocabulary import Forward, Stored
@@ -78,17 +78,29 @@ def settle(ops: NativeOps, passes: Sequence[Forward], origin: Origin, settings: 
     Raises:
         NoKernel: a number format that the packer does not know.
         NonFinite: the scale of a group of weights is NaN or infinite.
+        NoDisk: weights have to stream, and cannot be kept on the disk.
     """
-    if not settings.packed_bytes:
-        ops.settle(passes, release)
+    if settings.packed_bytes and _mapped(ops, passes, origin, settings, release, tell):
         return
+    if ops.streams:
+        raise NoDisk(
+            "weights that stream lie on the disk in packed form, and {needed_mb} MB cannot be kept in {folder}",
+            hint="free some disk, or raise KHOLA_PACKED_GB",
+            needed_mb=sum(plan.nbytes for plan in ops.plans(passes).values()) // 1_000_000,
+            folder=str(settings.packed),
+        )
+    ops.settle(passes, release)
+
+
+def _mapped(ops: NativeOps, passes: Sequence[Forward], origin: Origin, settings: Settings, release: Callable[[], None], tell: Tell) -> bool:
+    """Whether the packed weights came from a file, which may have been written now."""
     key = origin.key
     path = settings.packed / f"{origin.name}-{key[:16]}{ENDING}"
     found = read_packed(path, key, verify=settings.verify, threads=ops.threads)
     if found is not None and ops.adopt(passes, found):
         with suppress(OSError):  # on a disk that cannot be written to, the oldest is not known
             os.utime(path)
-        return
+        return True
     plans = ops.plans(passes)
     try:
         if _has_room(sum(plan.nbytes for plan in plans.values()), path.parent, settings, tell):
@@ -101,8 +113,7 @@ def settle(ops: NativeOps, passes: Sequence[Forward], origin: Origin, settings: 
     except (OSError, NoRoom) as wrong:
         reason = wrong.strerror or str(wrong) if isinstance(wrong, OSError) else str(wrong)
         tell("packed weights are not kept for the next start: {reason}", reason=reason)
-    if found is None or not ops.adopt(passes, found):
-        ops.settle(passes, release)
+    return found is not None and ops.adopt(passes, found)
 
 
 def _has_room(needed: int, folder: Path, settings: Settings, tell: Tell) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from khola.errors import NoKernel, OurFault
 from khola.native.build import library_name
 
-ABI = 5
+ABI = 6
 """`KH_ABI` of the header that the structures below repeat."""
 
 
@@ -164,6 +164,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "kh_cache_bytes": (c_size_t, (POINTER(KhLayerCache), c_int32, c_int32, c_int32)),
     "kh_model_new": (c_void_p, (POINTER(KhProgram), c_int32)),
     "kh_model_free": (None, (c_void_p,)),
+    "kh_stream": (None, (c_void_p, c_int32)),
     "kh_step": (c_int32, (c_void_p, c_void_p, POINTER(KhBatch))),
     "kh_best": (c_int32, (c_void_p, POINTER(KhRow), c_int32, c_float, c_void_p, c_void_p)),
     "kh_profile": (c_int32, (c_void_p, c_void_p, c_int32)),
@@ -195,13 +196,13 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as wrong:
         raise NoKernel("{path} cannot be loaded: {reason}", path=path.name, reason=str(wrong)) from wrong
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
     if loaded.kh_abi() != ABI:
         raise OurFault(
             "{path} speaks version {found}, this package version {expected}", path=path.name, found=loaded.kh_abi(), expected=ABI
         )
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
     return loaded
 
 

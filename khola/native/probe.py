@@ -164,6 +164,24 @@ def read_bandwidth(threads: int, size: int = PROBE_BYTES) -> float:
     return sum(rates)
 
 
+def disk_bandwidth(path: Path, pieces: int = 8, size: int = 8 << 20) -> float:
+    """Bytes a second that are read from a file, some pieces of it, which the system is asked to forget before; at least 1.
+
+    Where it cannot be asked, what memory holds of the file makes it look faster.
+    """
+    with path.open("rb", buffering=0) as file:
+        length = os.fstat(file.fileno()).st_size
+        places = [piece * max(0, length - size) // pieces for piece in range(pieces)]
+        if sys.platform == "linux":
+            for place in places:
+                os.posix_fadvise(file.fileno(), place, size, os.POSIX_FADV_DONTNEED)
+        began, got = time.perf_counter(), 0
+        for place in places:
+            file.seek(place)
+            got += len(file.read(size))
+        return max(1.0, got / (time.perf_counter() - began))
+
+
 def _cpu_name(root: Path) -> str:
     for line in _text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")

@@ -78,6 +78,8 @@ class NativeOps:
     tells_answers = True
 
     def __init__(self, threads: int = 0, cache: CacheForm = "bf16") -> None:
+        self.streams = False
+        """Whether memory may not hold all weights, so that programs ask for them ahead; set by whoever finds that out."""
         self.threads = threads or _cores()
         self.cache_form = CACHE_FORMS[cache]
         self.weights = NativeWeights()
@@ -119,7 +121,9 @@ class NativeOps:
         """Record a pass and hand it to the library; weights that were not settled are packed now."""
         self.settle([forward])
         recording = self.recorded(forward)
-        return NativeProgram(recording, self.weights, spec, threads=self.threads, max_rows=max_rows, max_context=max_context)
+        return NativeProgram(
+            recording, self.weights, spec, threads=self.threads, max_rows=max_rows, max_context=max_context, streams=self.streams
+        )
 
     def recorded(self, forward: Forward) -> Recording:
         """What a pass does, its neighbours joined."""

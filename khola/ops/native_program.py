@@ -66,12 +66,21 @@ class NativeProgram:
         threads: that execute it.
         max_rows: packed rows of a step at most.
         max_context: positions at most.
+        streams: the weights are parts of a mapped file that memory may not hold all of.
     Raises:
         NoMemory: its buffers do not fit.
     """
 
     def __init__(
-        self, recording: Recording, weights: NativeWeights, spec: CacheSpec, *, threads: int, max_rows: int, max_context: int
+        self,
+        recording: Recording,
+        weights: NativeWeights,
+        spec: CacheSpec,
+        *,
+        threads: int,
+        max_rows: int,
+        max_context: int,
+        streams: bool = False,
     ) -> None:
         self.width, self._wanted = recording.width[recording.result], recording.wanted[recording.result]
         self._recording = recording = with_few_slots(_ending(recording))
@@ -86,6 +95,7 @@ class NativeProgram:
         ops = [self._op(one) for one in recording.instructions]
         self._max_rows, self._max_context = max_rows, max_context
         self._model = Handle(self._created(ops, spec, threads))
+        library().kh_stream(self._model.address, streams)
         self._rooms: list[Arrays] = []
         # What a search for the best logits starts from: the head of the program, if its logits go out as they are.
         last = recording.instructions[-1]

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "ahead.h"
+
 namespace kh {
 
 namespace {
@@ -86,7 +88,10 @@ ExpertWalk::ExpertWalk(kh_model& model, const kh_batch& batch, const kh_op& op, 
 
 void ExpertWalk::walk() {
   if (kinds_.few + kinds_.many == 0) return;  // the same on all threads, so nobody waits at a barrier below
-  if (thread_ == 0) sort();
+  if (thread_ == 0) {
+    sort();
+    if (model_.streams) read_chosen();
+  }
   model_.pool.barrier();
   for (const bool inner : {false, true}) {
     pack(inner);
@@ -126,6 +131,14 @@ void ExpertWalk::sort() {
       room_.row_of[here] = r;
       room_.place_of[static_cast<size_t>(r) * chosen_ + c] = here;
     }
+}
+
+// What was chosen is known before any of it is needed: all of it is asked for at once.
+void ExpertWalk::read_chosen() const {
+  for (const kh_weight* tall : {&gate_up_, &down_}) {
+    const size_t bytes = kh_packed_bytes(tall) / static_cast<size_t>(experts_);
+    for (const ExpertRows& part : room_.parts) read_ahead(tall->data + bytes * static_cast<size_t>(part.expert), bytes);
+  }
 }
 
 // The operand whose first row is a place that is a multiple of sixteen.

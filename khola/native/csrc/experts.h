@@ -23,6 +23,7 @@ class ExpertWalk {
   Share share(int count) const;
   float* row(int slot, int r) const { return model_.slots[slot] + static_cast<size_t>(r) * model_.slot_stride[slot]; }
   void sort();
+  void read_chosen() const;
   void pack(bool inner);
   void multiply(bool inner);
   void multiply_run(const ExpertRows& rows, const kh_weight& tall, int outputs, Share pairs, bool inner);

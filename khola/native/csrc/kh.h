@@ -21,7 +21,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define KH_ABI 5 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
+#define KH_ABI 6 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
 #define KH_PAGE 32 /* tokens in one page of the cache */
 
 typedef enum {
@@ -206,6 +206,8 @@ size_t kh_cache_bytes(const kh_layer_cache* layers, int32_t num_layers, int32_t 
 /* The program's arrays are copied; weights and vectors stay the caller's and must live as long as the model. */
 kh_model* kh_model_new(const kh_program* program, int32_t threads);
 void kh_model_free(kh_model*);
+/* Whether the weights are parts of a mapped file that memory may not hold all of: those that a step needs next are then asked for ahead. */
+void kh_stream(kh_model*, int32_t on);
 int32_t kh_step(kh_model*, kh_cache*, const kh_batch*);
 /* The greatest logits of a row after its changes, at most `most`, none below `least`; exact whatever the row's margins. Greatest first, equal
  * ones by id. Gives how many, or a kh_error. Not while the model runs a step, nor twice at once. */

@@ -177,6 +177,8 @@ kh_model* kh_model_new(const kh_program* program, int32_t threads) try {
 
 void kh_model_free(kh_model* model) { delete model; }
 
+void kh_stream(kh_model* model, int32_t on) { model->streams = on != 0; }
+
 int32_t kh_profile(kh_model* model, double* seconds, int32_t num) {
   for (int i = 0; i < num && i < static_cast<int>(model->seconds.size()); ++i) seconds[i] = model->seconds[i];
   std::fill(model->seconds.begin(), model->seconds.end(), 0.0);

@@ -100,6 +100,7 @@ struct kh_model {
   int max_rows, max_wanted, max_context;
   const kh::Kernels& kernels;       // as chosen when the model was made: memory is measured out for them
   std::vector<std::vector<float>> key_steps;  // of each layer; see LayerPlanes. Empty: all 1
+  bool streams = false;             // weights may have to be read from their file: see ahead.h
   bool windowed = false;            // some layer looks back a limited way, so that early pages may be gone
 
   Memory arena;                     // slots, operands, rope tables, parts of long attentions

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "ahead.h"
 #include "best.h"
 #include "experts.h"
 #include "model.h"
@@ -32,6 +33,7 @@ class Walker {
   void walk() {
     auto before = std::chrono::steady_clock::now();
     for (const kh_op& op : m_.ops) {
+      if (m_.streams && thread_ == 0) kh::read_next(m_, op);
       execute(op);
       m_.pool.barrier();
       if (thread_ == 0) {
