@@ -139,7 +139,7 @@ class HeadRows:
 
 def key_matrices(up: Stored, sizes: LatentSizes, step: int) -> Stored:
     """What every head's query is multiplied with where `up` is folded into it, [H x L, N], L rounded up to a multiple of `step`."""
-    name, rows = f"{up.name}.keys", -(-sizes.latent // step) * step
+    name, rows = f"{up.name.removesuffix('.weight')}.keys", -(-sizes.latent // step) * step
     if isinstance(up, TwoUps):
         if rows == sizes.latent:
             return Flat(name, up.keys)
@@ -149,7 +149,7 @@ def key_matrices(up: Stored, sizes: LatentSizes, step: int) -> Stored:
 
 def value_matrices(up: Stored, sizes: LatentSizes, step: int) -> Stored:
     """What every head's mixture of latents is multiplied with, [H x E, L], E rounded up to a multiple of `step`."""
-    name, rows = f"{up.name}.values", -(-sizes.value // step) * step
+    name, rows = f"{up.name.removesuffix('.weight')}.values", -(-sizes.value // step) * step
     whole = rows == sizes.value
     if isinstance(up, TwoUps):
         return Flat(name, up.values) if whole else HeadRows(name, sizes.heads, rows, sizes.latent, up.values.float32)

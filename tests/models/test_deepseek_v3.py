@@ -15,8 +15,8 @@ from khola.models import architecture
 from khola.nn.specs import ignored_keys, parse_config
 from khola.ops.numpy_ops import NumpyOps
 from khola.store.safetensors import read_checkpoint
-from tests.models.stored import Plain
 from tests.models.contract import Contract, Tiny
+from tests.models.stored import Plain
 from tests.tolerances import NATIVE_LATENT, QUANTISED_LATENT
 
 LATENT = {
@@ -180,7 +180,7 @@ def test_impossible_values_are_named(change: dict[str, Any], told: str) -> None:
 
 @pytest.mark.parity
 def test_blocks_of_8_bit_floats_are_what_they_mean(tmp_path: Path) -> None:
-    """A checkpoint as the lab publishes it: blocks that do not fill their rectangle, and a layer behind the last one, which is left aside."""
+    """A checkpoint as the lab publishes it: blocks smaller than their rectangle, and a layer behind the last one, which is left aside."""
     import json
 
     import torch
