@@ -147,6 +147,9 @@ def gguf_name(architecture: str, checkpoint_name: str) -> str | None:
     for ours, theirs in family.top.items():
         if theirs == checkpoint_name:
             return ours
+    layer, _, below = checkpoint_name.removeprefix("model.layers.").partition(".")
+    if family.latent and below == CHOICE_BIAS[1]:
+        return f"blk.{layer}.{CHOICE_BIAS[0]}"
     found = _CHECKPOINT_BLOCK.fullmatch(checkpoint_name)
     if found:
         for ours, theirs in family.block.items():
