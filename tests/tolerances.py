@@ -17,6 +17,9 @@ its weights as well. Measured: at most 6.6e-6."""
 BFLOAT16_SHARE = 1.2
 """Squared error of bfloat16 logits, as a share of transformers' own. Measured: 0.85 to 1.02."""
 
+LATENT_BFLOAT16 = 4e-5
+"""The same of latent attention, which rounds keys and values, or queries and mixtures, on its way. Measured: at most 1.2e-5."""
+
 EXPERTS_BFLOAT16 = 1e-4
 """The same of a mixture of experts, which rounds seven times on its way: gate, up, their product and its factor, each expert's result, its
 share, and the sum. Measured: at most 5.1e-5, in a single row of 16 numbers."""
@@ -58,6 +61,9 @@ the dequantised values give."""
 QUANTISED_EXPERTS = {"Q8_0": 3e-3, "Q4_0": 0.3}
 """The same for mixtures of experts, where a rounding may send a token to another expert. Measured: 1.8e-3 and 0.19."""
 
+QUANTISED_LATENT = {"Q8_0": 5e-2, "Q4_0": 0.7}
+"""The same of DeepSeek's form, where scores are 1.9 times as large besides and groups of experts change at once. Measured: 2.9e-2, 0.49."""
+
 TIE = 1e-3
 """Gap between the two best logits below which two float32 implementations may rightly choose different tokens."""
 
@@ -80,6 +86,10 @@ NATIVE_OP = 1e-13
 NATIVE_LOGITS = 2e-3
 """NMSE of logits and hidden states of a tiny random model, natively against numpy: inputs of products are rounded to 8 bits or
 bfloat16, weights to bfloat16. Measured: at most 6e-4."""
+
+NATIVE_LATENT = 1e-2
+"""The same of DeepSeek's form, where rounding sends a token to other experts now and then. Measured: at most 4.6e-3; where every expert is
+chosen, 7.9e-4."""
 
 NATIVE_TIE = 0.2
 """How far behind the best logit of numpy a greedy token of the native interpreter may lie, in standard deviations of the logits of a

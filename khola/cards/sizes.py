@@ -134,13 +134,16 @@ def _with_experts(read: _Reader, dense: Sizes) -> Sizes:
 
 
 def _latent_with_experts(read: _Reader) -> Sizes:
-    """Latent attention and experts, arXiv:2412.19437 section 2.1; the layer that predicts a second token is not counted."""
+    """Latent attention and experts, arXiv:2412.19437 section 2.1; the layer that predicts a second token is not counted.
+
+    Queries are squeezed first, or not: then there is no such rank.
+    """
     hidden, layers, heads, vocabulary = read("hidden_size"), read("num_hidden_layers"), read("num_attention_heads"), read("vocab_size")
-    query, latent = read("q_lora_rank"), read("kv_lora_rank")
+    query, latent = read("q_lora_rank") if read.config.get("q_lora_rank") is not None else 0, read("kv_lora_rank")
     plain, turned, value = read("qk_nope_head_dim"), read("qk_rope_head_dim"), read("v_head_dim")
     attention = (
         hidden * query
-        + query * heads * (plain + turned)
+        + (query or hidden) * heads * (plain + turned)
         + hidden * (latent + turned)
         + latent * heads * (plain + value)
         + heads * value * hidden
@@ -158,7 +161,7 @@ def _latent_with_experts(read: _Reader) -> Sizes:
         active_matrices=every_layer + routed_layers * ((read("num_experts_per_tok") + shared) * expert + experts * hidden),
         cache_per_token=layers * (latent + turned),
         hidden=hidden,
-        widest=max(2 * read("intermediate_size"), heads * (plain + turned)),
+        widest=max(2 * read("intermediate_size"), heads * (latent + turned)),
         vocabulary=vocabulary,
         layers=layers,
     )

@@ -15,7 +15,7 @@ from khola.errors import MissingTensor, UnexpectedTensor, WrongShape
 from khola.nn.specs import Architecture
 from khola.ops.rows import Rows
 from khola.ops.stack import Stack
-from khola.ops.vocabulary import Interpreter, Stored
+from khola.ops.vocabulary import Interpreter, Stored, Weight
 from khola.ops.weights import Tree, tree_of
 
 BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope_freqs\.weight$")
@@ -23,6 +23,9 @@ BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope_freqs\.weight$")
 
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
 """Names of the tensors of one expert, which an architecture lists in order of the experts."""
+
+CHOICE_BIAS = "e_score_correction_bias"
+"""What checkpoints call the bias of a router, which only helps to choose; it stays in float32 at least."""
 
 Tell = Callable[..., None]
 """Called with a sentence and its facts when something unusual, but harmless, was found."""
@@ -52,16 +55,25 @@ def assemble(
         WrongShape: a tensor has another shape than the configuration says.
     """
     wanted = architecture.tensors(config)
-    found = {name: tensor for name, tensor in stored.items() if not BUFFERS.search(name)}
+    found = {name: tensor for name, tensor in stored.items() if not (BUFFERS.search(name) or name.startswith(config.spare))}
     _leave_tied_head(wanted, found, file, tell)
     _check_names(wanted, found, file)
     _check_shapes(wanted, found, file)
     found |= _half_split(architecture, config, found)
-    return tree_of(
-        ops.take(tensor, found.get(f"{name.removesuffix('.weight')}.bias"))
-        for name, tensor in _stacked(wanted, found).items()
-        if not (name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in wanted)
-    )
+    return tree_of(_taken(name, tensor, found, ops) for name, tensor in _stacked(wanted, found).items() if not _is_bias(name, wanted))
+
+
+def _taken(name: str, tensor: Stored, found: Mapping[str, Stored], ops: Interpreter) -> Weight:
+    """A module's weight with its bias, if it has one."""
+    module = name.removesuffix(".weight")
+    choice = found.get(f"{module}.{CHOICE_BIAS}")
+    return ops.take(tensor, found.get(f"{module}.bias")) if choice is None else ops.take(tensor, choice, exact_bias=True)
+
+
+def _is_bias(name: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether a tensor belongs to a module that has a weight."""
+    module, _, ending = name.rpartition(".")
+    return ending in ("bias", CHOICE_BIAS) and f"{module}.weight" in wanted
 
 
 def _half_split(architecture: Architecture, config: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:

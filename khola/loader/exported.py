@@ -16,6 +16,7 @@ import numpy as np
 
 from khola.errors import BadTokenizer, MissingTensor, UnsupportedFormat
 from khola.loader.gguf_config import gguf_config
+from khola.loader.whole_ups import as_stored, with_whole_ups
 from khola.models import ALIASES
 from khola.models import architecture as architecture_named
 from khola.nn.specs import parse_config
@@ -101,7 +102,7 @@ def as_folder(path: Path) -> FolderParts:
     file = read_gguf(path)
     try:
         config = config_from_gguf(file.metadata, file.tensors, file=path.name)
-        named = tuple(checkpoint_tensors(file).items())
+        named = tuple((name, as_stored(tensor)) for name, tensor in with_whole_ups(checkpoint_tensors(file)).items())
         documents = _documents(file)
         return FolderParts(config=config, documents=documents, tensors=named, close=file.close, forget=file.file.release)
     except BaseException:

@@ -27,6 +27,10 @@ def gguf_config(family: str, config: Any) -> tuple[dict[str, Any], NDArray[np.fl
     Raises:
         UnsupportedFormat: GGUF has no key for something that changes what the model computes.
     """
+    if FAMILIES[family].latent:
+        raise UnsupportedFormat(
+            "{file}: khola writes no GGUF files of the architecture {architecture}", file="config.json", architecture=family
+        )
     if any(getattr(config, "windows", ())):
         raise UnsupportedFormat("{file}: {key} has no form in GGUF for this architecture", file="config.json", key="sliding_window")
     parameters = config.rope_scaling or config.rope_parameters or {}

@@ -21,6 +21,7 @@ from khola.loader.find import Located, find
 from khola.loader.interpreter import interpreter_named, unheard
 from khola.loader.loaded import Loaded
 from khola.loader.memory import Room
+from khola.loader.whole_ups import with_whole_ups
 from khola.models import architecture as architecture_named
 from khola.nn import decoder
 from khola.nn.specs import Architecture, parse_config
@@ -239,7 +240,7 @@ def _gguf_parts(path: Path) -> Parts:
         return Parts(
             config=config_from_gguf(file.metadata, file.tensors, file=path.name),
             config_file=path.name,
-            stored=checkpoint_tensors(file),
+            stored=with_whole_ups(checkpoint_tensors(file)),
             tokenizer=tokenizer,
             template=template if isinstance(template, str) else "",
             files=(str(path),),

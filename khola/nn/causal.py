@@ -23,7 +23,7 @@ LAYERS = "model.layers"
 Shapes = dict[str, tuple[int, ...]]
 
 
-class CausalConfig(Strict, frozen=True):
+class DecoderConfig(Strict, frozen=True):
     """Keys of config.json that all of them have; an architecture gives other defaults by naming a key again."""
 
     vocab_size: Vocabulary
@@ -41,10 +41,6 @@ class CausalConfig(Strict, frozen=True):
     hidden_act: Literal["silu"] = "silu"
     tie_word_embeddings: bool = False
 
-    def __post_init__(self) -> None:
-        check_heads(self.hidden_size, self.num_attention_heads, self.key_heads, self.head_dim)
-        _ = self.attentions
-
     @cached_property
     def key_heads(self) -> int:
         """Key and value heads; as many as query heads where the file does not say."""
@@ -60,6 +56,14 @@ class CausalConfig(Strict, frozen=True):
         """Rotary positions."""
         return rope_from_config(self)
 
+
+class CausalConfig(DecoderConfig, frozen=True):
+    """The same keys of a decoder whose layers all attend to plain keys and values."""
+
+    def __post_init__(self) -> None:
+        check_heads(self.hidden_size, self.num_attention_heads, self.key_heads, self.head_dim)
+        _ = self.attentions
+
     def attention(self, **own: Any) -> Attention:
         """One layer's attention; `own` is what the architecture adds to the sizes."""
         heads, key_heads, size = self.num_attention_heads, self.key_heads, self.head_size
@@ -71,17 +75,17 @@ class CausalConfig(Strict, frozen=True):
         return (self.attention(),) * self.num_hidden_layers
 
 
-def embed(ids_T: Value, w: Any, c: CausalConfig, ops: Ops) -> Value:
+def embed(ids_T: Value, w: Any, c: DecoderConfig, ops: Ops) -> Value:
     """Token ids to hidden states, [T, D]."""
     return ops.embed(ids_T, w.model.embed_tokens)
 
 
-def norm(x_RD: Value, w: Any, c: CausalConfig, ops: Ops) -> Value:
+def norm(x_RD: Value, w: Any, c: DecoderConfig, ops: Ops) -> Value:
     """The final norm."""
     return ops.rms_norm(x_RD, w.model.norm, c.rms_norm_eps)
 
 
-def head(x_RD: Value, w: Any, c: CausalConfig, ops: Ops) -> Value:
+def head(x_RD: Value, w: Any, c: DecoderConfig, ops: Ops) -> Value:
     """Logits, [R, V]; a tied model multiplies by its embedding table."""
     return ops.linear(x_RD, w.model.embed_tokens if c.tie_word_embeddings else w.lm_head)
 
@@ -109,12 +113,19 @@ def decoder_tensors(
         inner: tensors of the part behind attention, by their prefix, which ends with a dot, and the layer.
         norms: names of a layer's norms over the hidden width.
     """
+
+    def layer_tensors(here: str, layer: int) -> Shapes:
+        found: Shapes = {f"{here}{name}.weight": (c.hidden_size,) for name in norms}
+        return found | attention_tensors(f"{here}self_attn.", c.attentions[layer]) | inner(f"{here}mlp.", layer)
+
+    return whole_tensors(c, layer_tensors)
+
+
+def whole_tensors(c: DecoderConfig, layer_tensors: Callable[[str, int], Shapes]) -> Shapes:
+    """Name and shape of every tensor of the checkpoint, from those of one layer by their prefix, which ends with a dot, and its number."""
     found: Shapes = {"model.embed_tokens.weight": (c.vocab_size, c.hidden_size)}
-    for layer, attention in enumerate(c.attentions):
-        here = f"{LAYERS}.{layer}."
-        found |= {f"{here}{name}.weight": (c.hidden_size,) for name in norms}
-        found |= attention_tensors(f"{here}self_attn.", attention)
-        found |= inner(f"{here}mlp.", layer)
+    for layer in range(c.num_hidden_layers):
+        found |= layer_tensors(f"{LAYERS}.{layer}.", layer)
     found["model.norm.weight"] = (c.hidden_size,)
     if not c.tie_word_embeddings:
         found["lm_head.weight"] = (c.vocab_size, c.hidden_size)

@@ -36,6 +36,8 @@ class Mixture(msgspec.Struct, frozen=True, kw_only=True):
     """Its inner width."""
     shared_gate: str = ""
     """Name of the row whose product with a token, through a sigmoid, multiplies the shared part; empty where nothing does."""
+    biased: bool = False
+    """Whether the router has a bias that helps to choose, under the name `e_score_correction_bias`."""
 
 
 def mixture(x_TD: Value, w: Any, m: Mixture, ops: Ops) -> Value:
@@ -58,6 +60,8 @@ def mixture(x_TD: Value, w: Any, m: Mixture, ops: Ops) -> Value:
 def mixture_tensors(prefix: str, m: Mixture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the mixture's tensors, each expert's own; `prefix` ends with a dot."""
     found: dict[str, tuple[int, ...]] = {f"{prefix}gate.weight": (m.experts, m.hidden)}
+    if m.biased:
+        found[f"{prefix}gate.e_score_correction_bias"] = (m.experts,)
     for expert in range(m.experts):
         found |= gated_ffn_tensors(f"{prefix}experts.{expert}.", m.hidden, m.inner)
     if m.shared:

@@ -20,7 +20,9 @@ class Pairs(NamedTuple):
     head_size: int
     """Rows of a head."""
     width: int
-    """Rotated rows at the start of each head; the others stay."""
+    """Rotated rows of each head; the others stay."""
+    start: int = 0
+    """The first of them."""
 
     def half_split(self, rows: int) -> NDArray[np.intp]:
         """Which row of the checkpoint stands where, once its pairs are half-split.
@@ -29,6 +31,7 @@ class Pairs(NamedTuple):
             rows: of the tensor: heads times their size.
         """
         head = np.arange(self.head_size)
-        head[: self.width] = head[: self.width].reshape(-1, 2).T.reshape(-1)
+        turned = slice(self.start, self.start + self.width)
+        head[turned] = head[turned].reshape(-1, 2).T.reshape(-1)
         order: NDArray[np.intp] = (np.arange(0, rows, self.head_size)[:, None] + head).reshape(-1)
         return order

@@ -132,6 +132,19 @@ def magnitude(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
+def score_factor(c: HasRope) -> float:
+    """What YaRN multiplies scores with in models of DeepSeek's form, which give `mscale_all_dim`; 1 in others.
+
+    Their cosines and sines are multiplied by less in exchange; see `Rope.factor`.
+
+    Source: arXiv:2405.04434 section 3.1.4.
+    """
+    raw = c.rope_scaling or c.rope_parameters or {}
+    share = raw.get("mscale_all_dim") or 0
+    original = raw.get("original_max_position_embeddings") or c.max_position_embeddings
+    return magnitude(raw.get("factor") or c.max_position_embeddings / original, share) ** 2 if share else 1.0
+
+
 class _Scaling(msgspec.Struct, frozen=True):
     """What a kind of scaling may look at."""
 

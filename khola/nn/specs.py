@@ -66,6 +66,11 @@ BOOKKEEPING: Mapping[str, str] = {
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Base of configurations: field names are keys of config.json, types and ranges are checked, unknown keys raise."""
 
+    @property
+    def spare(self) -> tuple[str, ...]:
+        """How names of tensors begin that the checkpoint may hold and the forward pass does not read."""
+        return ()
+
 
 class Architecture(Protocol):
     """A module of `khola.models.text`."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from khola.errors import NoKernel, NoMemory, OurFault
 from khola.native.lib import CACHE_FORMS, KhLayerCache, library
 from khola.native.pack import STRIP, Packed, Plan, packed_bytes
+from khola.ops.latent import key_matrices, latent_sizes, value_matrices
 from khola.ops.native_fusion import fuse
 from khola.ops.native_program import NativeProgram
 from khola.ops.native_recording import Instruction, Recording
@@ -85,7 +86,7 @@ class NativeOps:
         self.weights = NativeWeights()
         self._recording: Recording | None = None
 
-    def take(self, stored: Stored, bias: Stored | None = None) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
         """The tensor as it lies in its file: matrices are packed when it is known what they are joined with."""
         name = stored.name.removesuffix(".weight")
         data = stored if len(stored.shape) >= 2 else np.ascontiguousarray(stored.float32(), np.float32)
@@ -145,7 +146,10 @@ class NativeOps:
 
         Raises:
             NoMemory: they do not fit.
+            NoKernel: latents in codes: one scale for a latent and a rotated key, which is many times as large, would leave nothing of it.
         """
+        if self.cache_form != CACHE_FORMS["bf16"] and any(not layer.value_size for layer in spec.layers):
+            raise NoKernel("latents are kept in bfloat16; there is no cache of 8 bits for them", hint="leave the cache out, or say bf16")
         handle = library().kh_cache_new(_layers(spec), len(spec.layers), num_pages, self.cache_form)
         if not handle:
             raise NoMemory(
@@ -195,11 +199,15 @@ class NativeOps:
         return replace(x_THE, head_size=0)
 
     def split(self, x: Slot, sizes: Sequence[int]) -> tuple[Slot, ...]:
-        """Copies of column ranges."""
-        if x.head_size or sum(sizes) != x.width:
-            raise NoKernel("the native interpreter splits whole rows only")
-        starts = np.cumsum([0, *sizes])
-        return tuple(self.emit("slice", (x,), size, start=int(start)) for size, start in zip(sizes, starts, strict=False))
+        """Copies of column ranges, of rows or of heads."""
+        if sum(sizes) != (x.head_size or x.width):
+            raise OurFault("sizes {sizes} do not add up to {width}", sizes=list(sizes), width=x.head_size or x.width)
+        starts = np.cumsum([0, *sizes]).tolist()
+        if not x.head_size:
+            return tuple(self.emit("slice", (x,), size, start=start) for size, start in zip(sizes, starts, strict=False))
+        heads = x.width // x.head_size
+        parts = [(size, {"start": start, "head_size": x.head_size, "size": size}) for size, start in zip(sizes, starts, strict=False)]
+        return tuple(replace(self.emit("slice", (x,), heads * size, **facts), head_size=size) for size, facts in parts)
 
     def rotate(self, x_THE: Slot, step: Step, rope: Rope) -> Slot:
         """Heads turned by position."""
@@ -210,6 +218,22 @@ class NativeOps:
         width = q_THE.width // k_TKE.head_size * v_TKE.head_size
         facts: dict[str, Any] = {"layer": layer, "scale": scale, "window": window or 0, "head_size": q_THE.head_size}
         return replace(self.emit("attend", (q_THE, k_TKE, v_TKE), width, **facts), head_size=v_TKE.head_size)
+
+    def attend_latent(
+        self, q_THN: Slot, turned_THP: Slot, latent_TL: Slot, key_TP: Slot, up: Weight, step: Step, layer: int, scale: float
+    ) -> Slot:
+        """Attention over the latents of each sequence, absorbed: queries and mixtures are multiplied head by head."""
+        heads = q_THN.width // q_THN.head_size
+        sizes = latent_sizes((0, heads, q_THN.head_size), (0, heads, turned_THP.head_size), up.data.shape)
+        keys, values = key_matrices(up.data, sizes, 2 * STRIP), value_matrices(up.data, sizes, 2 * STRIP)
+        folded = self._by_head((q_THN, turned_THP), keys, heads, sizes.latent)
+        mixed = self.emit("attend_latent", (folded, latent_TL, key_TP), heads * sizes.latent, layer=layer, scale=scale)
+        return replace(self._by_head((mixed,), values, heads, sizes.value), head_size=sizes.value)
+
+    def _by_head(self, inputs: tuple[Slot, ...], matrices: Stored, heads: int, size: int) -> Slot:
+        """Every head's own product, and behind it what a second input has for the head."""
+        width = heads * size + sum(slot.width for slot in inputs[1:])
+        return self.emit("head_linear", inputs, width, weights=(Weight(matrices.name, matrices),), heads=heads, size=size)
 
     def silu_mul(self, gate: Slot, up: Slot) -> Slot:
         """gate x sigmoid(gate) x up."""

@@ -46,7 +46,7 @@ OPCODES = {
         ),
         start=1,
     )
-}
+} | {"head_linear": 40, "attend_latent": 41}
 """`kh_opcode`."""
 ADD_IN1, GATED, NORMED, HEAD = 1, 2, 4, 8
 SIGMOID_SCORES, NORMALISED = 1, 2
@@ -226,7 +226,12 @@ class NativeProgram:
             op.w0, op.w1 = map(self._matrix, matrices_of(facts))
             op.arg[0], op.arg[1] = facts["experts"], facts["chosen"]
         if one.op == "slice":
-            op.arg[0] = facts["start"]
+            op.arg[:] = [facts["start"], facts.get("head_size", 0), facts.get("size", 0), 0]
+        if one.op == "head_linear":
+            op.w0 = self._matrix(joined(facts))
+            op.arg[0], op.arg[1] = facts["heads"], facts["size"]
+        if one.op == "attend_latent":
+            op.arg[0], op.f[0] = facts["layer"], facts["scale"]
         return op
 
     def _matrix(self, matrix: Joined) -> int:

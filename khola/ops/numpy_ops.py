@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from khola.errors import AskedWrong, NoMemory, OurFault
+from khola.ops.latent import latent_sizes
 from khola.ops.normal import normal_distribution
 from khola.ops.numpy_attention import mix_values
+from khola.ops.numpy_latent import mix_latents
 from khola.ops.numpy_routing import Routes, choose
 from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, turns
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Program, Rope, Routing, Step, Stored, Weight
@@ -70,7 +72,7 @@ class NumpyOps:
         """Numbers of the dtype."""
         return spec.numbers_per_token() * self.dtype.itemsize
 
-    def take(self, stored: Stored, bias: Stored | None = None) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
         """The tensor, dequantised; a file's own float32 array is used as it lies."""
         name = stored.name.removesuffix(".weight")
         return Weight(name, self._array(stored), None if bias is None else self._array(bias))
@@ -225,6 +227,24 @@ class NumpyOps:
     def rows(self, x_TD: Array, step: Step) -> Array:
         """The rows whose logits are wanted."""
         return x_TD[step.rows_R]
+
+    def attend_latent(
+        self, q_THN: Array, turned_THP: Array, latent_TL: Array, key_TP: Array, up: Weight, step: Step, layer: int, scale: float
+    ) -> Array:
+        """Causal attention over latents; with a cache, latent and key are written to it first."""
+        layout = self._layout(step)
+        cache: NumpyCache | None = step.cache
+        sizes = latent_sizes(q_THN.shape, turned_THP.shape, up.data.shape)
+        kept_TC = np.concatenate([latent_TL, key_TP], axis=-1)
+        if cache is not None:
+            _slots(cache.keys[layer])[layout.slots_T, 0] = kept_TC
+        mixed_THE: Array = np.empty((*q_THN.shape[:2], sizes.value), self.dtype)
+        for span in layout.spans:
+            mine = slice(span.first, span.last)
+            if span.num_rows:
+                seen_NC = kept_TC[mine] if cache is None else _seen(cache.keys[layer], span, None)[:, 0]
+                mixed_THE[mine] = mix_latents(q_THN[mine], turned_THP[mine], seen_NC, up.data, sizes, scale)
+        return mixed_THE
 
     def _array(self, stored: Stored) -> Array:
         """A stored tensor's values in this interpreter's dtype."""

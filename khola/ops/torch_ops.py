@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from khola.errors import AskedWrong, NoMemory, OurFault
+from khola.ops.latent import latent_sizes
 from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, turns
 from khola.ops.stack import Stack
+from khola.ops.torch_latent import folded_queries, made_of, values_of
 from khola.ops.torch_routing import Routes, choose, mix_experts
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Program, Rope, Routing, Step, Stored, Weight
 
@@ -82,10 +84,10 @@ class TorchOps:
         """Numbers of the dtype."""
         return spec.numbers_per_token() * self.dtype.itemsize
 
-    def take(self, stored: Stored, bias: Stored | None = None) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
         """The tensor on this device in this dtype; plain numbers are read as they lie, others are dequantised."""
-        name = stored.name.removesuffix(".weight")
-        return Weight(name, self._tensor(stored), None if bias is None else self._tensor(bias))
+        name, dtype = stored.name.removesuffix(".weight"), self._wide if exact_bias else self.dtype
+        return Weight(name, self._tensor(stored, self.dtype), None if bias is None else self._tensor(bias, dtype))
 
     def weight_bytes(self, weight: Weight) -> int:
         """Memory of the tensors."""
@@ -183,8 +185,8 @@ class TorchOps:
             return _mix(q, k, v, scale, window).transpose(1, 2).flatten(0, 1)
         mixed = []
         for span in placed.layout.spans:
-            q, k, v = (x[span.first : span.last].transpose(0, 1)[None] for x in (q_THE, k_TKE, v_TKE))
-            mixed.append(_mix(q, k, v, scale, window)[0].transpose(0, 1))
+            mine = slice(span.first, span.last)
+            mixed.append(_mix_rows(q_THE[mine], k_TKE[mine], v_TKE[mine], scale, window))
         return torch.cat(mixed)
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -212,12 +214,38 @@ class TorchOps:
         """The rows whose logits are wanted."""
         return x_TD[self._placed(step).rows_R]
 
+    def attend_latent(
+        self, q_THN: Tensor, turned_THP: Tensor, latent_TL: Tensor, key_TP: Tensor, up: Weight, step: Step, layer: int, scale: float
+    ) -> Tensor:
+        """Causal attention over latents; with a cache, latent and key are written to it first."""
+        sizes = latent_sizes(q_THN.shape, turned_THP.shape, up.data.shape)
+        kept_TC, q_THK = torch.cat([latent_TL, key_TP], dim=-1), torch.cat([q_THN, turned_THP], dim=-1)
+        if step.cache is None:
+            return self.attend(q_THK, *made_of(kept_TC, up.data, sizes), step, layer, scale)
+        _refuse_gradients(kept_TC)
+        placed, kept = self._placed(step), step.cache.keys[layer].flatten(0, 2)
+        kept[placed.slots_T] = kept_TC
+        spans = placed.layout.spans
+        if placed.alone and len(spans) > 1:
+            folded_THC = folded_queries(q_THN, turned_THP, up.data, sizes)
+            mixed_THL = self._decode(folded_THC, kept[:, None], kept[:, None, : sizes.latent], spans, scale, None)
+            return values_of(mixed_THL, up.data, sizes)
+        mixed = []
+        for span in spans:
+            mine, seen_NC = slice(span.first, span.last), kept[self._seen(span, None)]
+            if sizes.absorbs(span.num_rows, span.length):
+                folded_RHC = folded_queries(q_THN[mine], turned_THP[mine], up.data, sizes)
+                mixed_RHL = _mix_rows(folded_RHC, seen_NC[:, None], seen_NC[:, None, : sizes.latent], scale, None)
+                mixed.append(values_of(mixed_RHL, up.data, sizes))
+            else:
+                mixed.append(_mix_rows(q_THK[mine], *made_of(seen_NC, up.data, sizes), scale, None))
+        return torch.cat(mixed)
+
     def _attend_cached(
         self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, placed: _Placed, cache: TorchCache, layer: int, scale: float, window: int | None
     ) -> Tensor:
         """Write the new rows to the cache, then read what every sequence sees."""
-        if torch.is_grad_enabled() and k_TKE.requires_grad:
-            raise OurFault("a cache cannot carry gradients", hint="run under torch.inference_mode, or without a cache")
+        _refuse_gradients(k_TKE)
         keys, values = cache.keys[layer].flatten(0, 1), cache.values[layer].flatten(0, 1)
         keys[placed.slots_T], values[placed.slots_T] = k_TKE, v_TKE
         spans = placed.layout.spans
@@ -226,8 +254,7 @@ class TorchOps:
         mixed = []
         for span in spans:
             slots_N = self._seen(span, window)
-            k, v = (plane[slots_N].transpose(0, 1)[None] for plane in (keys, values))
-            mixed.append(_mix(q_THE[span.first : span.last].transpose(0, 1)[None], k, v, scale, window)[0].transpose(0, 1))
+            mixed.append(_mix_rows(q_THE[span.first : span.last], keys[slots_N], values[slots_N], scale, window))
         return torch.cat(mixed)
 
     def _decode(self, q_SHE: Tensor, keys: Tensor, values: Tensor, spans: Sequence[Span], scale: float, window: int | None) -> Tensor:
@@ -278,13 +305,13 @@ class TorchOps:
             known[rope] = (cos, sin)
         return known[rope]
 
-    def _tensor(self, stored: Stored) -> Tensor:
-        """A stored tensor's values on this device in this dtype."""
+    def _tensor(self, stored: Stored, dtype: torch.dtype) -> Tensor:
+        """A stored tensor's values on this device in a dtype."""
         if isinstance(stored, Stack):
             with torch.inference_mode(False):
-                stacked = torch.empty(stored.shape, dtype=self.dtype, device=self.device)
+                stacked = torch.empty(stored.shape, dtype=dtype, device=self.device)
             for place, part in enumerate(stored.parts):
-                stacked[place] = self._tensor(part)
+                stacked[place] = self._tensor(part, dtype)
             return stacked
         with torch.inference_mode(False):
             plain = _AS_STORED.get(stored.kind)
@@ -292,7 +319,7 @@ class TorchOps:
                 tensor = torch.from_numpy(np.array(stored.float32(), np.float32))
             else:
                 tensor = torch.frombuffer(bytearray(stored.raw()), dtype=plain)
-            return tensor.reshape(stored.shape).to(self.device, self.dtype)
+            return tensor.reshape(stored.shape).to(self.device, dtype)
 
     def _plane(self, num_pages: int, heads: int, size: int) -> Tensor:
         """One cache plane."""
@@ -303,6 +330,18 @@ def _slots_of(span: Span, low: int) -> NDArray[np.intp]:
     """Cache slots of a sequence's positions from `low` on."""
     positions = np.arange(low, span.length)
     return span.pages_P[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
+
+
+def _refuse_gradients(kept: Tensor) -> None:
+    """What is written to a cache must not carry any."""
+    if torch.is_grad_enabled() and kept.requires_grad:
+        raise OurFault("a cache cannot carry gradients", hint="run under torch.inference_mode, or without a cache")
+
+
+def _mix_rows(q_RHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float, window: int | None) -> Tensor:
+    """Causal attention of the last R of N tokens of one sequence, [R, H, E]."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_RHE, k_NKE, v_NKE))
+    return _mix(q, k, v, scale, window)[0].transpose(0, 1)
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:

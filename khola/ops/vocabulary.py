@@ -2,7 +2,7 @@
 
 Shapes   T packed rows of all sequences in a step, S sequences, R rows whose logits are wanted, P pages of one sequence,
          D hidden, N input width, H query heads, K key heads, E head size, V vocabulary, X experts, C experts chosen for a token,
-         F inner width of an expert.
+         F inner width of an expert, L latent, N and P parts of a head without and with rotary position.
 Values   An interpreter's own arrays (numpy arrays, torch tensors, slots of a program). They have a `shape` and understand `+` and `*`.
 
 An architecture calls these functions and nothing else. Three interpreters run them: `numpy_ops` (the specification),
@@ -107,6 +107,7 @@ class LayerCache:
     heads: int
     key_size: int
     value_size: int
+    """0 where values are made from the keys (`Ops.attend_latent`)."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,17 @@ class Ops(Protocol):
     def rows(self, x_TD: Value, step: Step) -> Value:
         """The rows whose logits are wanted, [R, D]."""
 
+    def attend_latent(
+        self, q_THN: Value, turned_THP: Value, latent_TL: Value, key_TP: Value, up: Weight, step: Step, layer: int, scale: float
+    ) -> Value:
+        """Causal attention whose keys and values are made from one latent a token, [T, H, E]. arXiv:2405.04434 section 2.1.
+
+        The weight of `up` is [H x (N + E), L], of each head first the rows that make its key of the latent, then those that make its
+        value. A query, [q, turned], meets the key [up_key x latent, key]; `turned` and `key`, which all heads share, are rotated. With a
+        cache, latent and key are all that is written to it, in this order. Whether keys and values are made (expanded), or up is folded
+        into queries and mixtures instead (absorbed), is the interpreter's choice: the numbers are the same.
+        """
+
 
 Forward = Callable[[Value, Step, Ops], Value]
 """A forward pass over ids and a step, to the rows that are wanted; what it computes with otherwise does not change."""
@@ -235,8 +247,14 @@ class Interpreter(Ops, Protocol):
     def token_bytes(self, spec: CacheSpec) -> int:
         """Memory of one token in the cache, in all layers."""
 
-    def take(self, stored: Stored, bias: Stored | None = None) -> Weight:
-        """A stored tensor in the form this interpreter computes with; its module's name loses the ending ".weight"."""
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
+        """A stored tensor in the form this interpreter computes with; its module's name loses the ending ".weight".
+
+        Args:
+            stored: the tensor.
+            bias: of the same module.
+            exact_bias: the bias keeps float32 at least: a choice hangs on it (`route`).
+        """
 
     def weight_bytes(self, weight: Weight) -> int:
         """Memory that a taken weight occupies, its bias included."""

@@ -15,12 +15,17 @@ from typing import Any
 
 from khola.errors import BadConfig, MissingTensor, UnexpectedTensor, UnknownKey, UnsupportedFormat
 from khola.store.gguf import GgufFile
+from khola.store.latent_names import chosen_by_sigmoid, latent_attention_keys, stretched_scores
 from khola.store.stored import StoredTensor, parts_of, permuted_pairs, some_rows
 
 ROW = ".shared_expert_gate.weight"
 """A matrix of one row, which GGUF has as a vector."""
 DIVISORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies: part of the configuration, though they lie in the file as a tensor."""
+KEYS_UP, VALUES_UP = "self_attn.k_b_proj", "self_attn.v_b_proj"
+"""The parts of `self_attn.kv_b_proj` that newer files hold apart: for every head, [latent, key] and [value, latent]."""
+CHOICE_BIAS = "exp_probs_b.bias", "mlp.gate.e_score_correction_bias"
+"""Names of the bias that helps a router to choose, below a layer: in GGUF and in checkpoints."""
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -54,6 +59,18 @@ _SHARED = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+_LATENT = {
+    **{name: module for name, module in _BLOCK.items() if name not in ("attn_k", "attn_v")},
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": KEYS_UP,
+    "attn_v_b": VALUES_UP,
+    **{f"ffn_{name}_shexp": f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")},
+}
 _EXPERT_NUMBER = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 _GGUF_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.([a-z0-9_]+)\.(weight|bias)")
 _CHECKPOINT_BLOCK = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.([a-z0-9_.*]+)\.(weight|bias)")
@@ -79,6 +96,8 @@ class Family:
     """Whether some files hold q, k and v as one tensor, their rows one after another."""
     experts: Mapping[str, Any] | None = None
     """Keys of config.json that every mixture of experts of this family has; None where there are no experts."""
+    latent: bool = False
+    """Whether it attends to latents, as DeepSeek-V3 does, and chooses experts in its way."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -88,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     "chatglm": Family(model_type="glm", block=_FUSED, partial=True, bias_key="attention_bias", joined_qkv=True),
     "glm4": Family(model_type="glm4", block=_FUSED | _AFTER_BRANCHES, partial=True, bias_key="attention_bias"),
     "ernie4_5": Family(model_type="ernie4_5"),
+    "deepseek2": Family(model_type="deepseek_v3", block=_LATENT | _EXPERTS, latent=True),
     "qwen2moe": Family(model_type="qwen2_moe", block=_BLOCK | _EXPERTS | _SHARED, experts={"norm_topk_prob": False}),
     "qwen3moe": Family(model_type="qwen3_moe", block=_BLOCK | _HEAD_NORMS | _EXPERTS, experts={"norm_topk_prob": True}),
 }
@@ -110,6 +130,8 @@ def checkpoint_name(architecture: str, gguf_name: str) -> str | None:
     if gguf_name in family.top:
         return family.top[gguf_name]
     found = _GGUF_BLOCK.fullmatch(gguf_name)
+    if found and family.latent and gguf_name.endswith(f".{CHOICE_BIAS[0]}"):
+        return f"model.layers.{found[1]}.{CHOICE_BIAS[1]}"
     module = family.block.get(found[2]) if found else None
     return f"model.layers.{found[1]}.{module}.{found[3]}" if found and module else None
 
@@ -125,6 +147,9 @@ def gguf_name(architecture: str, checkpoint_name: str) -> str | None:
     for ours, theirs in family.top.items():
         if theirs == checkpoint_name:
             return ours
+    layer, _, below = checkpoint_name.removeprefix("model.layers.").partition(".")
+    if family.latent and below == CHOICE_BIAS[1]:
+        return f"blk.{layer}.{CHOICE_BIAS[0]}"
     found = _CHECKPOINT_BLOCK.fullmatch(checkpoint_name)
     if found:
         for ours, theirs in family.block.items():
@@ -213,14 +238,18 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTe
     family = _family(keys.architecture, file)
     heads, key_heads = _heads(keys)
     hidden = keys.whole("embedding_length", 1, 1 << 20)
-    head_dim, rotated = _head_dim(keys, hidden, heads, family.partial)
+    if family.latent:
+        attention = latent_attention_keys(keys)
+        head_dim = rotated = attention["qk_rope_head_dim"]
+    else:
+        head_dim, rotated = _head_dim(keys, hidden, heads, family.partial)
+        attention = {"num_key_value_heads": key_heads, "head_dim": head_dim}
     config: dict[str, Any] = {
+        **attention,
         "model_type": family.model_type,
         "hidden_size": hidden,
         "num_hidden_layers": keys.whole("block_count", 1, 4096),
         "num_attention_heads": heads,
-        "num_key_value_heads": key_heads,
-        "head_dim": head_dim,
         "intermediate_size": keys.whole("feed_forward_length", 1, 1 << 22),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", 1e-12, 0.1),
         "rope_theta": keys.number("rope.freq_base", 1.0, 1e12, default=10_000.0),
@@ -230,12 +259,14 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTe
     }
     scaling = _rope_scaling(keys, tensors.get(DIVISORS), rotated, config["max_position_embeddings"])
     if scaling:
-        config["rope_scaling"] = scaling
+        config["rope_scaling"] = scaling | (stretched_scores(keys) if family.latent and scaling["rope_type"] == "yarn" else {})
     if family.partial:
         config["partial_rotary_factor"] = rotated / head_dim
     if family.bias_key:
         config[family.bias_key] = bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & tensors.keys())
-    if family.experts is not None:
+    if family.latent:
+        config |= chosen_by_sigmoid(keys)
+    elif family.experts is not None:
         config |= _experts(keys, family.experts)
     elif keys.whole("expert_count", 0, 1 << 16, default=0):
         raise UnsupportedFormat(
@@ -393,6 +424,13 @@ class _Keys:
             raise BadConfig(
                 "{file}: {key} is {found}; expected a number from {low:g} to {high:g}", **self.facts(key, found), low=low, high=high
             )
+        return found
+
+    def truth(self, key: str) -> bool:
+        """A truth value."""
+        found = self._value(key, None)
+        if type(found) is not bool:
+            raise BadConfig("{file}: {key} is {found}; expected true or false", **self.facts(key, found))
         return found
 
     def text(self, key: str, allowed: tuple[str, ...], *, default: str) -> str:

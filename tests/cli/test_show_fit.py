@@ -69,7 +69,8 @@ def test_fit_in_json_holds_the_whole_plan(khola_says: Command) -> None:
     assert {choice["format"] for choice in plan["choices"]} >= {"bf16", "q8_0", "q4_k_m"}
 
 
-def test_fit_says_what_khola_does_not_run_yet(khola_says: Command) -> None:
+def test_fit_says_what_khola_does_not_run_yet(khola_says: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("khola.api.fit.implemented", lambda architecture: architecture != "deepseek_v3")
     assert "khola does not run the architecture deepseek_v3 yet." in khola_says("fit", "deepseek-r1").out
 
 

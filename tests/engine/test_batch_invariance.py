@@ -35,12 +35,13 @@ from khola.ops.numpy_ops import NumpyOps
 from khola.ops.scores import Changes, Row, Scores, row_of, whole
 from khola.ops.vocabulary import PAGE_TOKENS, Interpreter, Step
 from tests.engine.fakes import FakeRunner, fake_loaded, require_empty, run
-from tests.engine.tiny import quantised_experts, quantised_llama
+from tests.engine.tiny import quantised_experts, quantised_latents, quantised_llama
 from tests.needs import needs_library
 from tests.tolerances import CACHED
 
 Rows = dict[int, tuple[bytes, NDArray[np.float32]]]
 """The best logits, and all of them, by the position of the token they come from."""
+FORMS = {"llama": quantised_llama, "experts": quantised_experts, "latents": quantised_latents}
 CONTEXT = 192
 THREADS = (1, 1, 1, 1, 2)
 """Two wait for each other long where others want the processor too; plain C++, which is slow, is chosen less often as well."""
@@ -96,9 +97,9 @@ def witnessed() -> Iterator[dict[Request, Witness]]:
 
 
 @cache
-def model(interpreter: str, threads: int, kept: CacheForm, experts: bool) -> Loaded:
-    """A llama, or a mixture of experts, whose weights are quantised in several ways."""
-    made = quantised_experts if experts else quantised_llama
+def model(interpreter: str, threads: int, kept: CacheForm, form: str) -> Loaded:
+    """A model of one of the forms, whose weights are quantised in several ways."""
+    made = FORMS[form]
     if interpreter == "torch":
         from khola.ops.torch_ops import TorchOps
 
@@ -107,13 +108,13 @@ def model(interpreter: str, threads: int, kept: CacheForm, experts: bool) -> Loa
     return made(ops)
 
 
-def engine_of(interpreter: str, isa: str, threads: int, pages: int, kept: CacheForm, experts: bool, **limits: int) -> Engine:
+def engine_of(interpreter: str, isa: str, threads: int, pages: int, kept: CacheForm, form: str, **limits: int) -> Engine:
     """An engine with a cache of its own."""
     if isa:
         choose_isa(isa)
     try:
         return Engine(
-            model(interpreter, threads, kept, experts),
+            model(interpreter, threads, kept, form),
             cache_tokens=pages * PAGE_TOKENS,
             context_tokens=min(CONTEXT, pages * PAGE_TOKENS),
             clock=iter(range(1 << 40)).__next__,
@@ -174,24 +175,24 @@ def crowd(engine: Engine, rng: random.Random, seen: dict[Request, Witness], roun
 
 
 def trial(
-    seed: int, interpreter: str = "native", isas: Sequence[str] = ("",), kept: CacheForm = "bf16", experts: bool = False
+    seed: int, interpreter: str = "native", isas: Sequence[str] = ("",), kept: CacheForm = "bf16", form: str = "llama"
 ) -> Counter[str]:
     """One crowd; gives what happened in it.
 
     Args:
         kept: how the cache of the native interpreter keeps numbers.
-        experts: of a mixture of experts.
+        form: of the model.
     Raises:
         AssertionError: somebody's numbers were not their own.
     """
     rng = random.Random(seed)
     (isa,), step_tokens = rng.choices(isas, [1 if isa == "scalar" else 10 for isa in isas]), rng.choice([16, 33, 64, 256])
     limits = {"step_tokens": step_tokens, "max_rows": rng.choice([1, 3, 8, min(32, step_tokens)])}
-    engine = engine_of(interpreter, isa, rng.choice(THREADS), rng.choice([6, 7, 9, 80]), kept, experts, **limits)
+    engine = engine_of(interpreter, isa, rng.choice(THREADS), rng.choice([6, 7, 9, 80]), kept, form, **limits)
     with witnessed() as seen:
         asked = crowd(engine, rng, seen, rng.randint(1, 2))
         for request in rng.sample(asked, min(2, len(asked))):
-            alone = engine_of(interpreter, isa, rng.choice(THREADS), 8, kept, experts, step_tokens=rng.choice([8, 40, 256]), max_rows=1)
+            alone = engine_of(interpreter, isa, rng.choice(THREADS), 8, kept, form, step_tokens=rng.choice([8, 40, 256]), max_rows=1)
             once_more = again(request)
             for event in alone.stream(once_more):
                 if isinstance(event, Finished):
@@ -229,8 +230,9 @@ def test_numbers_are_the_same_bits_alone_and_in_a_crowd(block: int, kept: CacheF
 
 
 @needs_library
-def test_a_token_does_not_know_who_else_chose_its_experts() -> None:
-    happened = sum((trial(seed, isas=available_isas(), experts=True) for seed in range(500, 506)), Counter())
+@pytest.mark.parametrize("form", ["experts", "latents"])
+def test_a_token_does_not_know_who_else_chose_its_experts(form: str) -> None:
+    happened = sum((trial(seed, isas=available_isas(), form=form) for seed in range(500, 506)), Counter())
     assert happened["accepted"] and happened["cached"], "nothing happened that could change a number"
 
 

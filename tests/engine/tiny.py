@@ -63,6 +63,15 @@ def quantised_experts(ops: Any, seed: int = 0) -> Loaded:
     return quantised(ops, "qwen2_moe", config, seed)
 
 
+def quantised_latents(ops: Any, seed: int = 0) -> Loaded:
+    """A model that keeps latents, with experts in its second layer."""
+    attention = {"q_lora_rank": 32, "kv_lora_rank": 64, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 32}
+    experts = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    others = {"n_shared_experts": 1, "first_k_dense_replace": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+    config = {**CONFIG, "num_key_value_heads": 4, "hidden_size": 64, "intermediate_size": 96, **attention, **experts, **others}
+    return quantised(ops, "deepseek_v3", config, seed)
+
+
 def quantised(ops: Any, kind: str, raw: dict[str, Any], seed: int) -> Loaded:
     """A model of an architecture."""
     here = architecture(kind)

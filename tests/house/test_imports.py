@@ -12,6 +12,7 @@ import source
 
 TORCH_ROOMS = (
     "ops/torch_ops.py",
+    "ops/torch_latent.py",
     "ops/torch_routing.py",
     "models/vl/",
     "models/image/",

@@ -39,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 class Idle(NumpyOps):
     """An interpreter that must not be asked for anything."""
 
-    def take(self, stored: Stored, bias: Stored | None = None) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
         raise AssertionError("taken before everything was checked")
 
 

@@ -64,6 +64,14 @@ def attend(q: Array, k: Array, v: Array, scale: float, window: int | None) -> Ar
     return out
 
 
+def attend_latent(q: Array, turned: Array, latent: Array, key: Array, up: Array, scale: float) -> Array:
+    """One sequence; the rows of q and turned are its last ones. Keys and values of every token and head are made first."""
+    heads, plain = q.shape[1:]
+    made = np.einsum("hgl,tl->thg", up.reshape(heads, -1, latent.shape[1]), latent)
+    keys = np.concatenate([made[..., :plain], np.repeat(key[:, None], heads, axis=1)], axis=-1)
+    return attend(np.concatenate([q, turned], axis=-1), keys, made[..., plain:], scale, None)
+
+
 def sigmoid(x: Array) -> Array:
     return np.vectorize(lambda value: 1 / (1 + math.exp(-value)) if value > -700 else 0.0, otypes=[float])(x)
 

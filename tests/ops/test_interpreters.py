@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from khola.errors import AskedWrong, OurFault
+from khola.ops.latent import LatentSizes, TwoUps, key_matrices, value_matrices
+from khola.ops.numpy_latent import absorbed, expanded
 from khola.ops.numpy_ops import NumpyOps
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Interpreter, LayerCache, Rope, Routing, Step, Weight, whole_sequences
 from tests.models.stored import Plain
 from tests.ops import formulas
-from tests.tolerances import EXPERTS_BFLOAT16, OP_BFLOAT16, OP_FLOAT32, OP_FLOAT64
+from tests.tolerances import EXPERTS_BFLOAT16, LATENT_BFLOAT16, OP_BFLOAT16, OP_FLOAT32, OP_FLOAT64
 
 SIZES = (1, 63, 1000)
 
@@ -206,33 +208,114 @@ def poisoned(ops: Interpreter, spec: CacheSpec, num_pages: int) -> Any:
 def test_attention_through_pages(case: Case, window: int | None, shuffled: bool) -> None:
     """Three sequences grow by random chunks; what each row sees is compared after every step, on two layers."""
     heads, key_heads, size, lengths = 6, 2, 16, (75, 40, 33)
-    rng = np.random.default_rng(3)
-    tables = rng.permutation(12).reshape(3, 4) if shuffled else np.arange(12).reshape(3, 4)
-    pages = np.where(np.arange(4) * PAGE_TOKENS < np.array(lengths)[:, None], tables, -1).astype(np.int32)
     cache = poisoned(case.ops, CacheSpec((LayerCache(key_heads, size, size),) * 2), 12)
     q = [case.array(n, heads, size) for n in lengths]
     k, v = ([case.array(n, key_heads, size) for n in lengths] for _ in "kv")
-    done = [0, 0, 0]
-    while any(at < n for at, n in zip(done, lengths, strict=True)):
-        taken = [min(n - at, int(rng.choice([1, 1, 2, 31]))) for at, n in zip(done, lengths, strict=True)]
-        chosen = [s for s in range(3) if taken[s]]
-        spans = [slice(done[s], done[s] + taken[s]) for s in chosen]
-        step = Step(
-            np.concatenate([np.arange(span.start, span.stop) for span in spans]).astype(np.int32),
-            np.cumsum([0, *(taken[s] for s in chosen)]).astype(np.int32),
-            np.array([span.stop for span in spans], np.int32),
-            np.array([0], np.int32),
-            pages[chosen],
-            cache,
-        )
+    for step, chosen, spans in growing(lengths, cache, shuffled):
         rows = [np.concatenate([x[s][span] for s, span in zip(chosen, spans, strict=True)]) for x in (q, k, v)]
         want = np.concatenate(
             [formulas.attend(q[s][p], k[s][: p.stop], v[s][: p.stop], 0.25, window) for s, p in zip(chosen, spans, strict=True)]
         )
         for layer in (1, 0):
             case.check(case.ops.attend(*(case.value(x) for x in rows), step, layer, 0.25, window), want)
+
+
+def growing(lengths: tuple[int, ...], cache: Any, shuffled: bool) -> Iterator[tuple[Step, list[int], list[slice]]]:
+    """Steps in which sequences grow by random chunks; which sequences, and which of their positions."""
+    rng = np.random.default_rng(3)
+    tables = rng.permutation(12).reshape(3, 4) if shuffled else np.arange(12).reshape(3, 4)
+    pages = np.where(np.arange(4) * PAGE_TOKENS < np.array(lengths)[:, None], tables, -1).astype(np.int32)
+    done = [0, 0, 0]
+    while any(at < n for at, n in zip(done, lengths, strict=True)):
+        taken = [min(n - at, int(rng.choice([1, 1, 2, 31]))) for at, n in zip(done, lengths, strict=True)]
+        chosen = [s for s in range(3) if taken[s]]
+        spans = [slice(done[s], done[s] + taken[s]) for s in chosen]
+        yield (
+            Step(
+                np.concatenate([np.arange(span.start, span.stop) for span in spans]).astype(np.int32),
+                np.cumsum([0, *(taken[s] for s in chosen)]).astype(np.int32),
+                np.array([span.stop for span in spans], np.int32),
+                np.array([0], np.int32),
+                pages[chosen],
+                cache,
+            ),
+            chosen,
+            spans,
+        )
         for s in chosen:
             done[s] += taken[s]
+
+
+class Latents:
+    """Random arguments of a latent attention of one sequence."""
+
+    def __init__(self, case: Case, sizes: LatentSizes, rows: int, up: Any = None) -> None:
+        heads, plain, turned, latent, value = sizes
+        case.tolerance = LATENT_BFLOAT16 if case.dtype == "bfloat16" else case.tolerance
+        self.arrays = case.array(rows, heads, plain), case.array(rows, heads, turned), case.array(rows, latent), case.array(rows, turned)
+        self.up = case.array(heads * (plain + value), latent, scale=latent**-0.5) if up is None else up
+
+    def wanted(self, span: slice) -> np.ndarray:
+        """What its rows mix."""
+        q, turned, latent, key = self.arrays
+        return formulas.attend_latent(q[span], turned[span], latent[: span.stop], key[: span.stop], self.up, 0.3)
+
+
+@pytest.mark.parametrize("sizes", [LatentSizes(1, 1, 2, 1, 1), LatentSizes(3, 7, 4, 9, 5)])
+def test_latent_attention_without_a_cache(case: Case, sizes: LatentSizes) -> None:
+    for lengths in ([1], [9, 1, 33], [4, 4]):
+        parts = [Latents(case, sizes, lengths[0])]
+        parts += [Latents(case, sizes, length, parts[0].up) for length in lengths[1:]]
+        arrays = [case.value(np.concatenate(arrays)) for arrays in zip(*(part.arrays for part in parts), strict=True)]
+        got = case.ops.attend_latent(*arrays, case.weight(parts[0].up), whole_sequences(lengths), 0, 0.3)
+        case.check(got, np.concatenate([part.wanted(slice(0, n)) for part, n in zip(parts, lengths, strict=True)]))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_latent_attention_through_pages(case: Case, shuffled: bool) -> None:
+    """Only latents and rotated keys are kept; chunks large and small take both forms, and decoding the absorbed one."""
+    sizes, lengths = LatentSizes(heads=3, plain=7, turned=4, latent=9, value=5), (75, 40, 33)
+    cache = poisoned(case.ops, CacheSpec((LayerCache(1, sizes.latent + sizes.turned, 0),) * 2), 12)
+    parts = [Latents(case, sizes, lengths[0])]
+    parts += [Latents(case, sizes, length, parts[0].up) for length in lengths[1:]]
+    forms = set()
+    for step, chosen, spans in growing(lengths, cache, shuffled):
+        forms |= {sizes.absorbs(p.stop - p.start, p.stop) for p in spans}
+        together = list(zip(chosen, spans, strict=True))
+        arrays = [case.value(np.concatenate([parts[s].arrays[place][p] for s, p in together])) for place in range(4)]
+        want = np.concatenate([parts[s].wanted(p) for s, p in together])
+        for layer in (1, 0):
+            case.check(case.ops.attend_latent(*arrays, case.weight(parts[0].up), step, layer, 0.3), want)
+    assert forms == {False, True}
+
+
+@pytest.mark.parametrize(("rows", "seen"), [(1, 1), (1, 500), (63, 63), (63, 200)])
+def test_both_forms_of_latent_attention_are_equal(rows: int, seen: int) -> None:
+    """With the sizes of DeepSeek's models, in float32."""
+    sizes, random = LatentSizes(heads=4, plain=128, turned=64, latent=512, value=128), np.random.default_rng(3)
+    shapes = ((rows, 4, 128), (rows, 4, 64), (seen, 576), (4 * 256, 512))
+    q, turned, kept, up = (random.standard_normal(shape, np.float32) for shape in shapes)
+    arguments = (q, turned, kept, up / np.float32(512**0.5), sizes, 192**-0.5)
+    one, other = absorbed(*arguments), expanded(*arguments)
+    assert one.dtype == other.dtype == np.float32
+    assert np.square(one - other).sum() / np.square(other).sum() <= OP_FLOAT32
+
+
+@pytest.mark.parametrize("step", [1, 32])
+def test_matrices_of_heads_are_parts_of_the_whole(step: int) -> None:
+    """Out of a checkpoint's matrix and out of the two that newer GGUF files hold; rows up to a multiple of the step are zeros."""
+    sizes = LatentSizes(heads=3, plain=7, turned=4, latent=9, value=5)
+    up = Plain("up", np.random.default_rng(1).standard_normal((36, 9)))
+    by_head = up.float32().reshape(3, 12, 9)
+    two = TwoUps("up", Plain("k", by_head[:, :7].swapaxes(1, 2)), Plain("v", by_head[:, 7:]))
+    assert two.shape == up.shape and np.array_equal(two.float32(), up.float32())
+    for whole in (up, two):
+        for part, wanted in ((key_matrices, by_head[:, :7].swapaxes(1, 2)), (value_matrices, by_head[:, 7:])):
+            stored = part(whole, sizes, step)
+            found = stored.float32().reshape(3, -1, wanted.shape[2])
+            assert stored.raw() == memoryview(found.tobytes()) and stored.shape == (3 * found.shape[1], found.shape[2])
+            assert found.shape[1] % step == 0
+            assert np.array_equal(found[:, : wanted.shape[1]], wanted) and not found[:, wanted.shape[1] :].any()
 
 
 def test_long_prompts_are_scored_in_blocks() -> None:

@@ -32,8 +32,10 @@ def tensors(*names: str) -> dict[str, StoredTensor]:
 def test_names_go_there_and_back(architecture: str) -> None:
     ours = ["token_embd.weight", "output_norm.weight", "output.weight"]
     modules = FAMILIES[architecture].block
-    assert {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up", "ffn_down"} <= set(modules)
+    keys_and_values = {"attn_kv_a_mqa", "attn_kv_b", "attn_k_b", "attn_v_b"} if FAMILIES[architecture].latent else {"attn_k", "attn_v"}
+    assert {"attn_norm", "attn_q", *keys_and_values, "attn_output", "ffn_norm", "ffn_up", "ffn_down"} <= set(modules)
     ours += [f"blk.{layer}.{module}.weight" for layer in (0, 7, 125) for module in modules] + ["blk.3.attn_q.bias"]
+    ours += ["blk.3.exp_probs_b.bias"] if FAMILIES[architecture].latent else []
     theirs = [checkpoint_name(architecture, name) for name in ours]
     assert len(set(theirs)) == len(ours)
     assert [gguf_name(architecture, name or "") for name in theirs] == ours

@@ -25,7 +25,8 @@ struct AttendMemory {
   float* scores;     // [2][8][16][16]
   uint16_t* shares;  // [2][4 pages][16][32]
   uint16_t* keys;    // a page of codes, expanded
-  uint16_t* pages;   // the value pages of a block, expanded; or two, some of whose tokens are cleared
+  uint16_t* pages;   // the value pages of a block, expanded or made of keys
+  uint16_t* cleared; // two of them, without some of their tokens
   float* scales;     // of the tokens of a block: [128] of keys, times what scores are multiplied with, then [128] of values
   float *part, *total;
   float* row;        // mixed values of rows that are worked out apart
@@ -41,6 +42,7 @@ struct AttendMemory {
     shares = reinterpret_cast<uint16_t*>(take(kFoldedRows * kKeyBlock * 2));
     keys = reinterpret_cast<uint16_t*>(take(LayerPlanes::numbers(key_size) * 2));
     pages = reinterpret_cast<uint16_t*>(take(LayerPlanes::numbers(value_size) * 2 * kPagesInBlock));
+    cleared = reinterpret_cast<uint16_t*>(take(LayerPlanes::numbers(value_size) * 2 * 2));
     scales = reinterpret_cast<float*>(take(2 * kKeyBlock * 4));
     part = reinterpret_cast<float*>(take(part_floats(value_size) * 4));
     total = reinterpret_cast<float*>(take(part_floats(value_size) * 4));
@@ -209,7 +211,7 @@ void mix_apart(const Fold& fold, const AttendMemory& memory, const BlockValues& 
       mine.page0 = low / KH_PAGE;
       mine.page1 = std::max(mine.page0, (high + KH_PAGE - 1) / KH_PAGE);
       for (int p = mine.page0; p < mine.page1; ++p) {
-        uint16_t* room = memory.pages + (p == mine.page0 ? 0 : static_cast<size_t>(all.tiles) * 512);
+        uint16_t* room = memory.cleared + (p == mine.page0 ? 0 : static_cast<size_t>(all.tiles) * 512);
         const bool whole = low <= p * KH_PAGE && high >= (p + 1) * KH_PAGE;
         if (!whole) mine.page[p] = cleared(all.page[p], low - p * KH_PAGE, high - p * KH_PAGE, all.tiles, room);
       }
@@ -235,8 +237,10 @@ void part_of(const Fold& fold, const AttendMemory& memory, int block, float* par
     const int head = fold.task.key_head;
     const uint16_t* keys = tiles_of(planes.keys_of(pages[p], head), planes.key_size, planes.coded, memory.keys, scales, scale_of(fold));
     Unit::template block<Tiles>(memory.q, chunks * 512, [keys](int c) { return keys + c * 1024; }, chunks, memory.scores + p * 512, 2048, true, fold.rows);
-    values.page[p] = tiles_of(planes.values_of(pages[p], head), planes.value_size, planes.coded, memory.pages + static_cast<size_t>(p) * tiles * 512,
-                              scales + kKeyBlock, _mm512_set1_ps(1.0f));
+    uint16_t* room = memory.pages + static_cast<size_t>(p) * tiles * 512;
+    values.page[p] = planes.values_in_keys
+                         ? keys_as_value_tiles(keys, tiles, room)
+                         : tiles_of(planes.values_of(pages[p], head), planes.value_size, planes.coded, room, scales + kKeyBlock, _mm512_set1_ps(1.0f));
   }
   float* mixed = part + 2 * kFoldedRows;
   if (planes.coded) {
@@ -248,7 +252,7 @@ void part_of(const Fold& fold, const AttendMemory& memory, int block, float* par
   // What lies behind the last token belongs to nobody yet.
   const uint16_t*& last = values.page[values.page1 - 1];
   const uint16_t* whole = last;
-  if (end % KH_PAGE) last = cleared(last, 0, end % KH_PAGE, tiles, memory.pages);
+  if (end % KH_PAGE) last = cleared(last, 0, end % KH_PAGE, tiles, memory.cleared);
   if (!must_part(fold, values)) return mix<Unit, Tiles>(fold, memory, values, mixed);
   last = whole;
   mix_apart<Unit, Tiles>(fold, memory, values, mixed);

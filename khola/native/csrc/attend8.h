@@ -24,7 +24,8 @@ struct AttendMemory {
   float* q;        // [32][padded key size], scaled
   float* scores;   // [32][128], then shares
   uint16_t* keys;  // a page of codes, expanded
-  uint16_t* pages; // the value pages of a block, expanded; or two, some of whose tokens are cleared
+  uint16_t* pages; // the value pages of a block, expanded or made of keys
+  uint16_t* cleared;  // two of them, without some of their tokens
   float* scales;   // of the tokens of a block: [128] of keys, then [128] of values
   float *part, *total;
   size_t bytes = 0;
@@ -39,6 +40,7 @@ struct AttendMemory {
     scores = reinterpret_cast<float*>(take(sizeof(float) * kFoldedRows * kKeyBlock));
     keys = reinterpret_cast<uint16_t*>(take(sizeof(uint16_t) * LayerPlanes::numbers(key_size)));
     pages = reinterpret_cast<uint16_t*>(take(kPagesInBlock * sizeof(uint16_t) * LayerPlanes::numbers(value_size)));
+    cleared = reinterpret_cast<uint16_t*>(take(2 * sizeof(uint16_t) * LayerPlanes::numbers(value_size)));
     scales = reinterpret_cast<float*>(take(2 * sizeof(float) * kKeyBlock));
     part = reinterpret_cast<float*>(take(sizeof(float) * part_floats(value_size)));
     total = reinterpret_cast<float*>(take(sizeof(float) * part_floats(value_size)));
@@ -180,7 +182,7 @@ inline void mix_apart(const Fold& fold, const AttendMemory& memory, const BlockV
     for (int p = mine.page0; p < mine.page1; ++p) {
       const int from = low - p * KH_PAGE, to = high - p * KH_PAGE;
       // Only the first and the last page can be seen in part.
-      uint16_t* room = memory.pages + (p == mine.page0 ? 0 : size * KH_PAGE);
+      uint16_t* room = memory.cleared + (p == mine.page0 ? 0 : size * KH_PAGE);
       if (from > 0 || to < KH_PAGE) mine.page[p] = cleared(all_values.page[p], from, to, size * KH_PAGE, room);
     }
     mix(memory, mine, row, 1, size, mixed);
@@ -203,7 +205,8 @@ inline void part_of(const Fold& fold, const AttendMemory& memory, int block, flo
         tile_block(fold.rows, memory.q + 32 * chunk, key_size, keys + (2 * chunk + half) * 512, 16, memory.scores + p * KH_PAGE + 16 * half, kKeyBlock,
                    chunk == 0);
     uint16_t* room = memory.pages + p * LayerPlanes::numbers(planes.value_size);
-    values.page[p] = tiles_of(planes.values_of(pages[p], head), planes.value_size, planes.coded, room, scales + kKeyBlock);
+    if (planes.values_in_keys) keys_as_values(keys, planes.value_size, room), values.page[p] = room;
+    else values.page[p] = tiles_of(planes.values_of(pages[p], head), planes.value_size, planes.coded, room, scales + kKeyBlock);
   }
   for (int row = 0; row < fold.rows; ++row) weigh_row(fold, row, key0, planes.coded ? memory.scales : nullptr, memory.scores + row * kKeyBlock, part);
   float* mixed = part + 2 * kFoldedRows;
@@ -212,7 +215,7 @@ inline void part_of(const Fold& fold, const AttendMemory& memory, int block, flo
   // What lies behind the last token belongs to nobody yet.
   BlockValues owned = values;
   const uint16_t*& last = owned.page[values.page1 - 1];
-  if (end % KH_PAGE) last = cleared(last, 0, end % KH_PAGE, value_size * KH_PAGE, memory.pages);
+  if (end % KH_PAGE) last = cleared(last, 0, end % KH_PAGE, value_size * KH_PAGE, memory.cleared);
   if (must_part(fold, owned)) mix_apart(fold, memory, values, value_size, mixed);
   else mix(memory, owned, 0, fold.rows, value_size, mixed);
 }

@@ -106,5 +106,29 @@ inline const uint16_t* tiles_of(uint8_t* head, int size, bool coded, uint16_t* r
   return room;
 }
 
+// The first tiles of a page of keys as values: pairs of inputs of one token become pairs of tokens of one input. Four numbers, two tokens of
+// two inputs, stay together: inside of them the middle two change places, and eight by eight of them rows and columns.
+inline const uint16_t* keys_as_value_tiles(const uint16_t* keys, int tiles, uint16_t* out) {
+  const __m512i swap = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  for (int t = 0; t < tiles; ++t)
+    for (int half = 0; half < 2; ++half) {
+      const uint16_t* from = keys + static_cast<size_t>(t / 2 * 2 + half) * 512 + t % 2 * 256;
+      uint16_t* to = out + static_cast<size_t>(t) * 512 + half * 256;
+      __m512i a[8], b[8];
+      for (int i = 0; i < 8; ++i) a[i] = _mm512_shuffle_epi8(_mm512_load_si512(from + i * 32), swap);
+      for (int i = 0; i < 8; i += 2) b[i] = _mm512_unpacklo_epi64(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 1]);
+      // Lane l of b[2 i + j] is column 2 l + j of rows 2 i and 2 i + 1.
+      for (int j = 0; j < 2; ++j) {
+        const __m512i even0 = _mm512_shuffle_i64x2(b[j], b[2 + j], 0x88), odd0 = _mm512_shuffle_i64x2(b[j], b[2 + j], 0xdd);
+        const __m512i even1 = _mm512_shuffle_i64x2(b[4 + j], b[6 + j], 0x88), odd1 = _mm512_shuffle_i64x2(b[4 + j], b[6 + j], 0xdd);
+        _mm512_store_si512(to + j * 32, _mm512_shuffle_i64x2(even0, even1, 0x88));
+        _mm512_store_si512(to + (2 + j) * 32, _mm512_shuffle_i64x2(odd0, odd1, 0x88));
+        _mm512_store_si512(to + (4 + j) * 32, _mm512_shuffle_i64x2(even0, even1, 0xdd));
+        _mm512_store_si512(to + (6 + j) * 32, _mm512_shuffle_i64x2(odd0, odd1, 0xdd));
+      }
+    }
+  return out;
+}
+
 }  // namespace
 }  // namespace kh

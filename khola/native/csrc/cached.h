@@ -15,6 +15,12 @@ namespace {
 inline size_t key_place(int token, int i) { return static_cast<size_t>(i / 32 * 2 + token / 16) * 512 + (i % 32 / 2 * 16 + token % 16) * 2 + i % 2; }
 inline size_t value_place(int token, int i) { return static_cast<size_t>(i / 16) * 512 + (token / 2 * 16 + i % 16) * 2 + token % 2; }
 
+// The first `size` numbers of the tokens of a page of keys, in the places of values.
+inline void keys_as_values(const uint16_t* keys, int size, uint16_t* out) {
+  for (int i = 0; i < (size + 31) / 32 * 32; ++i)
+    for (int token = 0; token < KH_PAGE; ++token) out[value_place(token, i)] = keys[key_place(token, i)];
+}
+
 // What the numbers of one token and key head are divided by. It is rounded to bfloat16 before they are, so that it costs no accuracy: at most
 // 2^-9 too small, it leaves the greatest code at 127.25, which is 127. Numbers that are not all finite must not come out as if they were: their
 // scale says so, and their codes are zero. So are those of numbers so small that the inverse would overflow.

@@ -88,6 +88,8 @@ struct LayerPlanes {
   bool coded = false;
   // What codes of keys are made of is divided by these powers of two, and queries are multiplied with them: [G][E padded to 32]; nullptr: by 1.
   const float* key_steps = nullptr;
+  // Values are the first value_size numbers of the keys, and not kept besides. Not with codes.
+  bool values_in_keys = false;
 
   const float* steps_of(int head) const { return key_steps ? key_steps + static_cast<size_t>(head) * ((key_size + 31) / 32 * 32) : nullptr; }
   static size_t numbers(int size) { return static_cast<size_t>((size + 31) / 32 * 32) * KH_PAGE; }  // of one head in a page
@@ -117,13 +119,13 @@ struct AttendTask {
   bool joins = false;      // the parts are made, join them
 };
 
+using ToForm = void (*)(const float* x, int stride, int k, const Norm&, Operand&, const Part&);
+
 struct Kernels {
   const char* name;
   // A part of the rows of x, normed, into the int8 form; or into bfloat16 rows; or into tiles, whose rows from row1 to the next multiple of
   // 16 become zero. Inputs from k on are zero.
-  void (*to_int8)(const float* x, int stride, int k, const Norm&, Operand&, const Part&);
-  void (*to_rows16)(const float* x, int stride, int k, const Norm&, Operand&, const Part&);
-  void (*to_tiles)(const float* x, int stride, int k, const Norm&, Operand&, const Part&);
+  ToForm to_int8, to_rows16, to_tiles;
   // Strip pairs [pair0, pair1) of out ← operand · weightᵀ, for at most few_blocks blocks of int8 rows, and for any number of rows in tiles.
   void (*few)(const kh_weight&, const Operand&, int pair0, int pair1, const Epilogue&, Scratch&);
   void (*many)(const kh_weight&, const Operand&, int pair0, int pair1, const Epilogue&, Scratch&);

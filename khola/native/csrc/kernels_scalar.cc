@@ -197,8 +197,11 @@ void attend(const LayerPlanes& p, const AttendTask& t, Scratch&) {
         score *= t.scale;
         const float top = std::max(greatest, score), shrink = std::exp(greatest - top), share = std::exp(score - top);
         mass = mass * shrink + share;
-        for (int i = 0; i < p.value_size; ++i)
-          mixed[i] = mixed[i] * shrink + share * number_of(p, values, p.value_size, token, value_place(token, i));
+        for (int i = 0; i < p.value_size; ++i) {
+          const float value = p.values_in_keys ? number_of(p, keys, p.key_size, token, key_place(token, i))
+                                               : number_of(p, values, p.value_size, token, value_place(token, i));
+          mixed[i] = mixed[i] * shrink + share * value;
+        }
         greatest = top;
       }
       float* out = t.out + static_cast<size_t>(r) * t.out_stride + g * p.value_size;

@@ -77,7 +77,7 @@ typedef enum {
   KH_ADD, /* out ← in0 + in1 */
   KH_MUL, /* out ← in0 · in1; in0 may be one column, which then multiplies all of in1 */
   KH_ROWS,  /* out ← the wanted rows of in0 */
-  KH_SLICE, /* out ← columns arg0 .. arg0 + width(out) of in0 */
+  KH_SLICE, /* out ← columns arg0 .. arg0 + width(out) of in0; or, with arg1, columns arg0 .. arg0 + arg2 of every arg1 columns of in0 */
   /* made by the peephole pass only */
   KH_ROTATE_STORE, /* in0 is q‖k‖v: q is turned into out, k is turned and written with v to layer arg0; head size arg1, heads arg2, key heads
                       arg3, rope table w1 */
@@ -86,8 +86,13 @@ typedef enum {
   /* mixtures of experts */
   KH_ROUTE,   /* out ← numbers of arg0 experts, the best first, then their shares: of logits in0, with choice bias w0; arg1 groups, of which
                  arg2 may be chosen from; arg3: see below; the divisor is at least f0; shares are multiplied by f1 */
-  KH_EXPERTS  /* out ← Σ share · ((silu(in0 · gateᵀ) · (in0 · upᵀ)) · downᵀ) over the experts that in1, of KH_ROUTE, names: arg1 of arg0. The
+  KH_EXPERTS, /* out ← Σ share · ((silu(in0 · gateᵀ) · (in0 · upᵀ)) · downᵀ) over the experts that in1, of KH_ROUTE, names: arg1 of arg0. The
                  matrices of all experts lie one below the other: w0 alternates gate and up, w1 is down */
+  /* latent attention */
+  KH_HEAD_LINEAR = 40, /* for each of arg0 heads: arg1 columns of out ← its own columns of in0 · its own matrixᵀ, and behind them, if there is an
+                          in1, its own columns of in1. The matrices of all heads lie one below the other in w0, each padded to 32 outputs */
+  KH_ATTEND_LATENT     /* out ← attention of the heads of q in0 over latents: latents in1 and turned keys in2 go to layer arg0, behind each other as
+                          the one key head, whose values are the latents; scale f0; arg2 is 0 */
 } kh_opcode;
 
 enum {

@@ -107,6 +107,14 @@ void place(kh_model& model, Arena& arena, int k_pad) {
     model.own.push_back(operand_of(arena, 1, k_pad));
     model.parts.push_back(arena.take<float>(model.part_floats * round_up(model.max_context, kh::kKeyBlock) / kh::kKeyBlock));
   }
+  int head_pad = 0;
+  for (const kh_op& op : model.ops)
+    if (op.op == KH_HEAD_LINEAR) head_pad = std::max(head_pad, model.weights[op.w0].k_pad);
+  model.of_head.clear();
+  for (int thread = 0; thread < model.pool.threads() && head_pad; ++thread) {
+    model.of_head.push_back(operand_of(arena, rows, head_pad));
+    model.of_head.back().tiles = arena.take<uint16_t>(rows * head_pad);
+  }
   ExpertRoom& room = model.experts;
   room.gathered.clear();
   if (room.places) {
@@ -207,10 +215,12 @@ kh_model::kh_model(const kh_program& program, int threads)
   wanted_kinds.order.resize(max_wanted);
   size_t need = std::max(kernels.many_scratch(k_pad, max_rows), sizeof(float) * 2 * k_pad);
   for (const auto& op : ops)
-    if (op.op == KH_ATTEND || op.op == KH_ATTEND_STORED) {
+    if (op.op == KH_ATTEND || op.op == KH_ATTEND_STORED || op.op == KH_ATTEND_LATENT) {
       const auto& layer = layers[op.arg[0]];
-      need = std::max(need, kernels.attend_scratch(slot_width[op.in0] / layer.key_size / layer.heads, layer.key_size, layer.value_size));
-      if (kernels.part_floats) part_floats = std::max(part_floats, kernels.part_floats(layer.value_size));
+      const int value_size = op.op == KH_ATTEND_LATENT ? slot_width[op.in1] : layer.value_size;
+      need = std::max(need, kernels.attend_scratch(slot_width[op.in0] / layer.key_size / layer.heads, layer.key_size, value_size));
+      if (kernels.part_floats) part_floats = std::max(part_floats, kernels.part_floats(value_size));
+      if (op.op == KH_ATTEND_LATENT) need = std::max(need, sizeof(float) * layer.key_size);
       windowed |= op.arg[2] > 0;
     }
   for (size_t layer = 0; layer < layers.size(); ++layer) key_steps.push_back(key_steps_of(*this, static_cast<int>(layer)));
@@ -266,6 +276,15 @@ void ExpertRoom::measure(const kh_op& op, const kh_weight& gate_up, int rows) {
   same.resize(places);
   std::iota(same.begin(), same.end(), 0);
   place_of.resize(std::max(place_of.size(), pairs));
+}
+
+void kh::pack_runs(const float* x, int stride, int k, const Norm& norm, Operand& operand, const int32_t* from, Share mine, Share inputs,
+                   ToForm to_form) {
+  for (int row = mine.first, next; row < mine.last; row = next) {
+    next = row + 1;
+    while (next < mine.last && from[next] == from[next - 1] + 1) ++next;
+    to_form(x + static_cast<ptrdiff_t>(from[row] - row) * stride, stride, k, norm, operand, {row, next, inputs.first, inputs.last});
+  }
 }
 
 void RowKinds::sort(const uint8_t* is_few, int rows) {

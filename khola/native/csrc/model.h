@@ -55,6 +55,13 @@ struct RowKinds {
   const int32_t* many_rows() const { return order.data() + few; }
 };
 
+namespace kh {
+
+// Some inputs of the rows [mine.first, mine.last) of an operand, which are rows `from[…]` of x, a run of neighbours at a time.
+void pack_runs(const float* x, int stride, int k, const Norm& norm, Operand& operand, const int32_t* from, Share mine, Share inputs, ToForm to_form);
+
+}  // namespace kh
+
 // The rows of a step that one expert was chosen for, of one kind: neighbouring places from a multiple of sixteen on.
 struct ExpertRows {
   int expert;
@@ -111,6 +118,7 @@ struct kh_model {
   std::vector<uint8_t> hands_on;    // of each operation: its gated rows go into the next one's operand as they come
   uint16_t* handed = nullptr;       // tiles of that operand
   std::vector<kh::Operand> own;     // one row's form, one a thread: made by each for itself, because waiting for one takes as long
+  std::vector<kh::Operand> of_head; // all rows' form, of one head's inputs, one a thread
   size_t part_floats = 0;           // of one part of an attention
   std::vector<float*> parts;        // one a thread: parts of the attention that begins in its share of the work
   std::vector<float*> turns;        // per rope: [max_context][2][half] cosines then sines

@@ -7,8 +7,10 @@
 #include <cstring>
 
 #include "ahead.h"
+#include "attention.h"
 #include "best.h"
 #include "experts.h"
+#include "heads.h"
 #include "model.h"
 
 namespace {
@@ -51,6 +53,7 @@ class Walker {
   int rows(int index) const { return m_.slot_wanted[index] ? b_.num_wanted : b_.num_rows; }
   float* row(int index, int r) const { return slot(index) + static_cast<size_t>(r) * stride(index); }
   Share rows_of(int index) const { return share_of(rows(index), 1, thread_, threads_); }
+  kh::AttentionWalk attention() const { return {m_, *run_.cache, b_, thread_}; }
   Norm norm_of(int vector, const kh_op& op) const { return {m_.vectors[vector].weight, op.f[0], op.f[1]}; }
 
   void execute(const kh_op& op) {
@@ -60,9 +63,9 @@ class Walker {
       case KH_LAYER_NORM: return layer_norm(op);
       case KH_LINEAR: return linear(op);
       case KH_ROTATE: return rotate(op);
-      case KH_ROTATE_STORE: return rotate_store(op);
-      case KH_ATTEND: return attend(op, true);
-      case KH_ATTEND_STORED: return attend(op, false);
+      case KH_ROTATE_STORE: return attention().rotate_store(op);
+      case KH_ATTEND: return attention().attend(op, true);
+      case KH_ATTEND_STORED: return attention().attend(op, false);
       case KH_SILU_MUL: return silu_mul(op);
       case KH_GELU: return each(op, [](float x) { return x * 0.5f * std::erfc(-x * 0.70710678f); });
       case KH_SIGMOID: return each(op, [](float x) { return 1.0f / (1.0f + std::exp(-x)); });
@@ -73,6 +76,8 @@ class Walker {
       case KH_COPY_OUT: return copy_out(op);
       case KH_ROUTE: return route(op);
       case KH_EXPERTS: return kh::ExpertWalk(m_, b_, op, thread_).walk();
+      case KH_HEAD_LINEAR: return kh::HeadWalk(m_, b_, op, thread_).walk();
+      case KH_ATTEND_LATENT: return attention().attend_latent(op);
     }
   }
 
@@ -227,178 +232,20 @@ class Walker {
     pack_runs(op, weight, operand, kinds.many_rows(), mine, {0, weight.k_pad}, k_.to_tiles);
   }
 
-  // Some inputs of the rows [mine.first, mine.last) of an operand, which are rows `from[…]` of the slot, a run of neighbours at a time.
-  void pack_runs(const kh_op& op, const kh_weight& weight, kh::Operand& operand, const int32_t* from, Share mine, Share inputs,
-                 decltype(Kernels::to_int8) pack) {
+  void pack_runs(const kh_op& op, const kh_weight& weight, kh::Operand& operand, const int32_t* from, Share mine, Share inputs, kh::ToForm pack) {
     const Norm norm = op.flags & KH_NORMED ? norm_of(op.w1, op) : Norm{};
-    for (int row = mine.first, next; row < mine.last; row = next) {
-      next = row + 1;
-      while (next < mine.last && from[next] == from[next - 1] + 1) ++next;
-      pack(this->row(op.in0, from[row] - row), stride(op.in0), weight.k, norm, operand, {row, next, inputs.first, inputs.last});
-    }
+    kh::pack_runs(slot(op.in0), stride(op.in0), weight.k, norm, operand, from, mine, inputs, pack);
   }
 
   static constexpr int kCachedBytes = 256 << 10; // weights that stay in a second-level cache beside the rows
-
-  const float* turn(int rope, int position) const { return m_.turns[rope] + static_cast<size_t>(position) * 2 * m_.ropes[rope].half; }
-
-  void turn_row(int rope, int position, float* x, int heads, int size) {
-    const int half = m_.ropes[rope].half;
-    const float* table = turn(rope, position);
-    k_.rotate(x, heads, size, table, table + half, half);
-  }
 
   void rotate(const kh_op& op) {
     const Share mine = rows_of(op.out);
     const int size = op.arg[1];
     for (int r = mine.first; r < mine.last; ++r) {
       std::memcpy(row(op.out, r), row(op.in0, r), sizeof(float) * width(op.out));
-      turn_row(op.arg[0], b_.positions[r], row(op.out, r), width(op.out) / size, size);
+      kh::turn_row(m_, op.arg[0], b_.positions[r], row(op.out, r), width(op.out) / size, size);
     }
-  }
-
-  int sequence_of(int r) const {
-    return static_cast<int>(std::upper_bound(b_.starts, b_.starts + b_.num_sequences + 1, r) - b_.starts) - 1;
-  }
-
-  // Pages of the cache, and how this model's keys are made codes.
-  kh::LayerPlanes planes_of(int layer) const {
-    kh::LayerPlanes planes = run_.cache->layers[layer];
-    if (!m_.key_steps[layer].empty()) planes.key_steps = m_.key_steps[layer].data();
-    return planes;
-  }
-
-  void store(int layer, int r, const float* k, const float* v) {
-    const int position = b_.positions[r];
-    const int32_t page = b_.pages[static_cast<size_t>(sequence_of(r)) * b_.page_stride + position / KH_PAGE];
-    k_.store(planes_of(layer), k, v, page, position % KH_PAGE);
-  }
-
-  void rotate_store(const kh_op& op) {
-    const int size = op.arg[1], heads = op.arg[2], key_heads = op.arg[3];
-    // Two tokens of a pair share a dword of the value page: whole pairs to one thread, so that no two write the same one.
-    const Share mine = pair_rows();
-    for (int r = mine.first; r < mine.last; ++r) {
-      float* qkv = row(op.in0, r);
-      turn_row(op.w1, b_.positions[r], qkv, heads + key_heads, size);
-      std::memcpy(row(op.out, r), qkv, sizeof(float) * heads * size);
-      store(op.arg[0], r, qkv + heads * size, qkv + (heads + key_heads) * size);
-    }
-  }
-
-  // This thread's rows, cut where a pair of tokens of one sequence is not torn apart.
-  Share pair_rows() const {
-    Share mine = share_of(b_.num_rows, 1, thread_, threads_);
-    mine.first = past_pair(mine.first);
-    mine.last = past_pair(mine.last);
-    return mine;
-  }
-
-  int past_pair(int r) const {
-    const bool torn = r > 0 && r < b_.num_rows && b_.positions[r] % 2 == 1 && b_.positions[r - 1] == b_.positions[r] - 1;
-    return torn ? r + 1 : r;
-  }
-
-  void attend(const kh_op& op, bool stores) {
-    const int layer = op.arg[0];
-    const kh::LayerPlanes planes = planes_of(layer);
-    if (stores) {
-      const Share mine = pair_rows();
-      for (int r = mine.first; r < mine.last; ++r) store(layer, r, row(op.in1, r), row(op.in2, r));
-      m_.pool.barrier();
-    }
-    Attention all{op, planes, width(op.in0) / planes.key_size / planes.heads};
-    all.block = std::max(1, kFolded / all.group);
-    for_tasks(all, [&](const Piece& piece) { all.blocks += piece.blocks, ++all.tasks; });
-    all.tears = k_.part_floats && all.group <= kFolded && all.tasks < 16 * threads_;
-    bool torn = false;
-    for_tasks(all, [&](const Piece& piece) { torn |= attend_piece(all, piece); });
-    if (!torn) return;
-    m_.pool.barrier();
-    for_tasks(all, [&](const Piece& piece) { join_piece(all, piece); });
-  }
-
-  static constexpr int kFolded = 32;  // rows times query heads that a kernel takes at once
-
-  // One attention: what it works on, and how its work is cut. Work is counted in blocks of keys, and every thread has one run of it.
-  struct Attention {
-    const kh_op& op;
-    const kh::LayerPlanes& planes;
-    int group;
-    int block = 1;  // rows of a task
-    int64_t blocks = 0, tasks = 0;
-    bool tears = false;  // a task may belong to two threads
-  };
-
-  struct Piece {
-    int sequence, row, rows, head;
-    int first, blocks;  // blocks of keys
-    int64_t at;         // blocks of keys of all tasks before
-  };
-
-  template <typename Function>
-  void for_tasks(const Attention& all, Function function) const {
-    int64_t at = 0;
-    for (int s = 0; s < b_.num_sequences; ++s)
-      for (int row = b_.starts[s]; row < b_.starts[s + 1]; row += all.block) {
-        const int rows = std::min(all.block, b_.starts[s + 1] - row), position = b_.positions[row], window = all.op.arg[2];
-        const int first = window ? std::max(0, position - window + 1) / kh::kKeyBlock : 0;
-        const int blocks = (position + rows - 1) / kh::kKeyBlock + 1 - first;
-        for (int head = 0; head < all.planes.heads; ++head, at += blocks) function(Piece{s, row, rows, head, first, blocks, at});
-      }
-  }
-
-  int64_t first_block(const Attention& all, int thread) const { return all.blocks * thread / threads_; }
-  int owner(const Attention& all, int64_t block) const {
-    int thread = 0;
-    while (first_block(all, thread + 1) <= block) ++thread;
-    return thread;
-  }
-
-  // Does this thread's share of a task; says whether the task is torn.
-  bool attend_piece(const Attention& all, const Piece& piece) {
-    const int first = owner(all, piece.at), last = all.tears ? owner(all, piece.at + piece.blocks - 1) : first;
-    kh::AttendTask task = task_of(all, piece);
-    if (first == last) {
-      if (first == thread_) k_.attend(all.planes, task, m_.scratch[thread_]);
-      return false;
-    }
-    const int64_t from = std::max(piece.at, first_block(all, thread_)), to = std::min(piece.at + piece.blocks, first_block(all, thread_ + 1));
-    if (from < to) {
-      task.block0 = piece.first + static_cast<int>(from - piece.at);
-      task.block1 = piece.first + static_cast<int>(to - piece.at);
-      task.parts = m_.parts[first] + (from - piece.at) * k_.part_floats(all.planes.value_size);
-      k_.attend(all.planes, task, m_.scratch[thread_]);
-    }
-    return true;
-  }
-
-  void join_piece(const Attention& all, const Piece& piece) {
-    const int first = owner(all, piece.at);
-    if (first != thread_ || owner(all, piece.at + piece.blocks - 1) == first) return;
-    kh::AttendTask task = task_of(all, piece);
-    task.block0 = piece.first;
-    task.block1 = piece.first + piece.blocks;
-    task.parts = m_.parts[first];
-    task.joins = true;
-    k_.attend(all.planes, task, m_.scratch[thread_]);
-  }
-
-  kh::AttendTask task_of(const Attention& all, const Piece& piece) const {
-    const kh_op& op = all.op;
-    kh::AttendTask task;
-    task.q = row(op.in0, piece.row) + piece.head * all.group * all.planes.key_size;
-    task.out = row(op.out, piece.row) + piece.head * all.group * all.planes.value_size;
-    task.q_stride = stride(op.in0);
-    task.out_stride = stride(op.out);
-    task.rows = piece.rows;
-    task.group = all.group;
-    task.position = b_.positions[piece.row];
-    task.window = op.arg[2];
-    task.scale = op.f[0];
-    task.pages = b_.pages + static_cast<size_t>(piece.sequence) * b_.page_stride;
-    task.key_head = piece.head;
-    return task;
   }
 
   void silu_mul(const kh_op& op) {
@@ -442,7 +289,9 @@ class Walker {
 
   void slice(const kh_op& op) {
     const Share mine = rows_of(op.out);
-    for (int r = mine.first; r < mine.last; ++r) std::memcpy(row(op.out, r), row(op.in0, r) + op.arg[0], sizeof(float) * width(op.out));
+    const int size = op.arg[2] ? op.arg[2] : width(op.out), heads = width(op.out) / size;
+    for (int r = mine.first; r < mine.last; ++r)
+      for (int h = 0; h < heads; ++h) std::memcpy(row(op.out, r) + h * size, row(op.in0, r) + h * op.arg[1] + op.arg[0], sizeof(float) * size);
   }
 
   void copy_out(const kh_op& op) {
