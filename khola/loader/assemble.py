@@ -21,6 +21,12 @@ from khola.ops.weights import Tree, tree_of
 BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope_freqs\.weight$")
 """Tables of rotary frequencies that older tools saved; the configuration says the same."""
 
+MTP = re.compile(r"(model\.)?mtp[._].+")
+"""Layers that predict a second token, as ERNIE and Qwen name them: a forward pass does not read them."""
+
+CORRECTION = re.compile(r"(.+?)(?:\.gate|\.moe_statics)?\.e_score_correction_bias")
+"""The bias that only helps a router to choose, beside the router or in a part of its own."""
+
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
 """Names of the tensors of one expert, which an architecture lists in order of the experts."""
 
@@ -54,14 +60,23 @@ def assemble(
     wanted = architecture.tensors(config)
     found = {name: tensor for name, tensor in stored.items() if not BUFFERS.search(name)}
     _leave_tied_head(wanted, found, file, tell)
+    _leave_second_token(wanted, found, file, tell)
     _check_names(wanted, found, file)
     _check_shapes(wanted, found, file)
     found |= _half_split(architecture, config, found)
+    biases = {weight: bias for bias in wanted if (weight := _biased(bias)) in wanted}
+    inside = set(biases.values())
     return tree_of(
-        ops.take(tensor, found.get(f"{name.removesuffix('.weight')}.bias"))
+        ops.take(tensor, found.get(biases.get(name, "")), exact=bool(CORRECTION.fullmatch(biases.get(name, ""))))
         for name, tensor in _stacked(wanted, found).items()
-        if not (name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in wanted)
+        if name not in inside
     )
+
+
+def _biased(name: str) -> str:
+    """Name of the matrix whose bias this would be."""
+    router = CORRECTION.fullmatch(name)
+    return f"{router[1]}.gate.weight" if router else f"{name.removesuffix('.bias')}.weight"
 
 
 def _half_split(architecture: Architecture, config: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -98,6 +113,15 @@ def _leave_tied_head(wanted: Mapping[str, Any], found: dict[str, Stored], file: 
             file=file,
             tensor=head,
         )
+
+
+def _leave_second_token(wanted: Mapping[str, Any], found: dict[str, Stored], file: str, aside: Tell | None) -> None:
+    """Tensors of layers that predict a second token stay in the file, where the architecture does not name them."""
+    left = [name for name in found if MTP.fullmatch(name) and name not in wanted]
+    for name in left:
+        del found[name]
+    if left and aside is not None:
+        aside("{file}: {count} tensors of the layer that predicts a second token are left out", file=file, count=len(left))
 
 
 def _equal(one: Stored, other: Stored) -> bool:

@@ -82,10 +82,10 @@ class TorchOps:
         """Numbers of the dtype."""
         return spec.numbers_per_token() * self.dtype.itemsize
 
-    def take(self, stored: Stored, bias: Stored | None = None) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """The tensor on this device in this dtype; plain numbers are read as they lie, others are dequantised."""
-        name = stored.name.removesuffix(".weight")
-        return Weight(name, self._tensor(stored), None if bias is None else self._tensor(bias))
+        name, dtype = stored.name.removesuffix(".weight"), self._wide if exact else self.dtype
+        return Weight(name, self._tensor(stored, dtype), None if bias is None else self._tensor(bias, dtype))
 
     def weight_bytes(self, weight: Weight) -> int:
         """Memory of the tensors."""
@@ -278,13 +278,13 @@ class TorchOps:
             known[rope] = (cos, sin)
         return known[rope]
 
-    def _tensor(self, stored: Stored) -> Tensor:
-        """A stored tensor's values on this device in this dtype."""
+    def _tensor(self, stored: Stored, dtype: torch.dtype) -> Tensor:
+        """A stored tensor's values on this device in a dtype."""
         if isinstance(stored, Stack):
             with torch.inference_mode(False):
-                stacked = torch.empty(stored.shape, dtype=self.dtype, device=self.device)
+                stacked = torch.empty(stored.shape, dtype=dtype, device=self.device)
             for place, part in enumerate(stored.parts):
-                stacked[place] = self._tensor(part)
+                stacked[place] = self._tensor(part, dtype)
             return stacked
         with torch.inference_mode(False):
             plain = _AS_STORED.get(stored.kind)
@@ -292,7 +292,7 @@ class TorchOps:
                 tensor = torch.from_numpy(np.array(stored.float32(), np.float32))
             else:
                 tensor = torch.frombuffer(bytearray(stored.raw()), dtype=plain)
-            return tensor.reshape(stored.shape).to(self.device, self.dtype)
+            return tensor.reshape(stored.shape).to(self.device, dtype)
 
     def _plane(self, num_pages: int, heads: int, size: int) -> Tensor:
         """One cache plane."""
