@@ -64,6 +64,7 @@ class NamedCalls:
     """
 
     form = CallForm(between=("\n",))
+    marks = ()
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names

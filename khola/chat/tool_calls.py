@@ -75,6 +75,10 @@ class CallReader(Protocol):
     def form(self) -> CallForm | None:
         """How a call that is read here is written; None where no grammar can require one."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Spellings of what may stand around calls and within them."""
+
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """What became certain with the next piece: text, calls."""
 
@@ -111,6 +115,8 @@ class MarkedCalls:
         self._grammar = grammar or HERMES
         self.form = self._grammar.form if offered else None
         self._marks = (*((self._grammar.start,) if offered else ()), *self._grammar.around)
+        inner = (*self.form.before, *self.form.between, *self.form.after) if self.form else ()
+        self.marks = (*self._marks, *((self._grammar.end, *inner) if offered else ()))
         self._held = ""
         self._in_call = False
         self._looked = 0
@@ -183,6 +189,7 @@ class WholeAnswerCalls:
     """
 
     form = CallForm(key="parameters")
+    marks = (_PYTHON_TAG,)
 
     def __init__(self, names: Sequence[str], *, python: bool = False) -> None:
         self._names = frozenset(names)
