@@ -69,6 +69,7 @@ COUNTED = {
     "qwen3-32b": 32_762_123_264,
     "glm-4-9b-chat": 9_399_951_360,
     "glm-4-9b-0414": 9_400_279_040,
+    "glm-z1-9b-0414": 9_400_279_040,
     "ernie-4.5-0.3b": 360_748_032,
     "deepseek-r1-distill-qwen-1.5b": 1_777_088_000,
     "deepseek-v3-base": 671_026_419_200,
@@ -89,7 +90,7 @@ ACTIVE = {
 ROUNDED = {
     "qwen1.5-0.5b": 0.46, "qwen1.5-1.8b": 1.84, "qwen1.5-4b": 3.95, "qwen1.5-7b": 7.72, "qwen1.5-14b": 14.17, "qwen1.5-32b": 32.51,
     "qwen1.5-72b": 72.29, "qwen1.5-110b": 111.2, "qwq-32b": 32.76, "llama-3.3-70b-instruct": 70.55, "qwen2-7b": 7.62,
-    "glm-4-32b-0414": 32.57,
+    "glm-4-32b-0414": 32.57, "glm-z1-32b-0414": 32.57, "glm-z1-rumination-32b-0414": 33.14,
     "qwen2-57b-a14b": 57.41, "ernie-4.5-21b-a3b": 21.83, "ernie-4.5-300b-a47b": 298.6,
 }  # fmt: skip
 
@@ -109,6 +110,7 @@ def test_the_promised_families_are_there() -> None:
         **{f"qwen3-{size}{end}": 1 for size in ("0.6b", "1.7b", "4b", "8b", "14b") for end in ("", "-base")},
         **dict.fromkeys(("qwen3-32b", "qwen3-4b-instruct-2507", "qwen3-4b-thinking-2507"), 1),
         **dict.fromkeys(("glm-4-9b", "glm-4-9b-chat", "glm-4-9b-0414", "glm-4-32b-base-0414", "glm-4-32b-0414"), 1),
+        **dict.fromkeys(("ernie-4.5-21b-a3b-thinking", "glm-z1-9b-0414", "glm-z1-32b-0414", "glm-z1-rumination-32b-0414"), 1),
         **{f"ernie-4.5-{size}{end}": 1 for size in ("0.3b", "21b-a3b", "300b-a47b") for end in ("", "-base")},
         **{f"deepseek-r1-distill-{size}": 1 for size in ("qwen-1.5b", "qwen-7b", "qwen-14b", "qwen-32b", "llama-8b", "llama-70b")},
         **{f"qwen1.5-moe-a2.7b{end}": 1 for end in ("", "-chat")},
