@@ -100,7 +100,8 @@ def call_of(tools: Sequence[Tool], parser: Parser, tool_choice: str | None) -> G
         raise AskedWrong("tool_choice is {found}; expected auto, required or the name of a tool", found=tool_choice)
     if parser.call_form is None:
         raise AskedWrong("the chat format of this model has no form for calls that khola could require")
-    return grammars.calls([(tool.name, tool.parameters) for tool in wanted], marks=parser.call_form.marks, key=parser.call_form.key)
+    form, signatures = parser.call_form, [(tool.name, tool.parameters) for tool in wanted]
+    return grammars.calls(signatures, before=form.before, between=form.between, after=form.after, key=form.key)
 
 
 def _read(path: Path) -> str:

@@ -194,10 +194,12 @@ class Model:
         thought = thought_of(prompt, parser, thinking=thinking, goes_on=continue_last, most_tokens=thinking_tokens, model=self.loaded.name)
         ids = prompt_ids(prompt, self.loaded.tokenizer)
         answers = answer_runs(prompt, ids, self.loaded.tokenizer, self.loaded.stop_ids)
+        shown = frozenset(found for mark in parser.marks if (found := self.loaded.tokenizer.id_of(mark)) is not None)
         request = Request(
             prompt=tuple(ids),
             sampling=how,
             stop_ids=self.loaded.stop_ids,
+            shown_ids=shown - self.loaded.stop_ids,
             answers=answers,
             grammar=call or grammar,
             thought=thought,

@@ -28,6 +28,7 @@ class PlainText:
 
     thinks = False
     call_form: CallForm | None = None
+    marks = ()
 
     def push(self, text: str) -> Parsed:
         """Take the next piece."""

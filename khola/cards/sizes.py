@@ -65,7 +65,9 @@ def sizes_of(config: Mapping[str, Any], name: str = "config") -> Sizes:
     if kind in ("glm", "glm4"):
         return _dense(read, bias=bool(config.get("attention_bias", True)), norms=4 if kind == "glm4" else 2)
     if kind in ("qwen2_moe", "qwen3_moe"):
-        return _with_experts(read, _dense(read, bias=kind == "qwen2_moe", head_norms=kind == "qwen3_moe"))
+        return _with_experts(read, _dense(read, bias=kind == "qwen2_moe", head_norms=kind == "qwen3_moe"), _qwen_mixture(read))
+    if kind == "ernie4_5_moe":
+        return _with_experts(read, _dense(read), _ernie_mixture(read))
     if kind == "deepseek_v3":
         return _latent_with_experts(read)
     raise BadConfig("{name}: sizes of the architecture {kind!r} are not known", name=name, kind=kind)
@@ -83,6 +85,10 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 40:
             raise BadConfig("{name}: {key} is {value!r}; expected a positive whole number", name=self.name, key=key, value=value)
         return value
+
+    def or_none(self, key: str) -> int:
+        """The same, or 0 where the key is missing, null or 0."""
+        return self(key) if self.config.get(key) else 0
 
     @property
     def tied(self) -> bool:
@@ -117,19 +123,48 @@ def _dense(read: _Reader, bias: bool = False, head_norms: bool = False, norms: i
     )
 
 
-def _with_experts(read: _Reader, dense: Sizes) -> Sizes:
-    """The same decoder with a mixture of experts in the place of every gated network, and perhaps with one more for every token."""
-    hidden, layers = dense.hidden, dense.layers
-    experts, one = read("num_experts"), 3 * hidden * read("moe_intermediate_size")
-    every_token = dense.matrices - layers * 3 * hidden * read("intermediate_size") + layers * hidden * experts
-    shared = read("shared_expert_intermediate_size") if "shared_expert_intermediate_size" in read.config else 0
-    if shared:
-        every_token += layers * (3 * hidden * shared + hidden)
+@dataclass(frozen=True)
+class _Mixture:
+    """Experts in the place of gated networks."""
+
+    layers: int
+    """That have them."""
+    experts: int
+    chosen: int
+    inner: int
+    shared: int
+    """Width of the network that takes every token; 0 where there is none."""
+    gated: bool = False
+    """A row of its own multiplies that network's result."""
+    corrected: bool = False
+    """The router has a bias for the choice."""
+
+
+def _qwen_mixture(read: _Reader) -> _Mixture:
+    """In every layer."""
+    shared = read.or_none("shared_expert_intermediate_size")
+    layers, experts, chosen = read("num_hidden_layers"), read("num_experts"), read("num_experts_per_tok")
+    return _Mixture(layers, experts, chosen, read("moe_intermediate_size"), shared=shared, gated=bool(shared))
+
+
+def _ernie_mixture(read: _Reader) -> _Mixture:
+    """From one layer on to the last, each of them."""
+    inner, layers = read("moe_intermediate_size"), read("num_hidden_layers") - read.or_none("moe_layer_start_index")
+    shared = read.or_none("moe_num_shared_experts") * inner
+    return _Mixture(layers, read("moe_num_experts"), read("moe_k"), inner, shared=shared, corrected=True)
+
+
+def _with_experts(read: _Reader, dense: Sizes, mixture: _Mixture) -> Sizes:
+    """The same decoder with a mixture of experts in the place of some gated networks."""
+    hidden, layers, one = dense.hidden, mixture.layers, 3 * dense.hidden * mixture.inner
+    own = hidden * mixture.experts + 3 * hidden * mixture.shared + hidden * mixture.gated
+    every_token = dense.matrices + layers * (own - 3 * hidden * read("intermediate_size"))
     return replace(
         dense,
-        matrices=every_token + layers * experts * one,
-        active_matrices=every_token + layers * read("num_experts_per_tok") * one,
-        widest=max(dense.widest, 2 * shared, 2 * read("num_experts_per_tok") * read("moe_intermediate_size")),
+        matrices=every_token + layers * mixture.experts * one,
+        vectors=dense.vectors + layers * mixture.experts * mixture.corrected,
+        active_matrices=every_token + layers * mixture.chosen * one,
+        widest=max(dense.widest, 2 * mixture.shared, 2 * mixture.chosen * mixture.inner),
     )
 
 

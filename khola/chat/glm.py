@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from khola.chat.message import Control, Message, Part, Prompt, Tool, ToolCall
 from khola.chat.parsing import AnswerParser
-from khola.chat.tool_calls import as_json
+from khola.chat.tool_calls import CallForm, as_json
 from khola.chat.turns import joined
 
 STOPS = ("<|user|>", "<|observation|>", "<|endoftext|>")
@@ -63,7 +63,8 @@ class NamedCalls:
         names: the tools that were offered.
     """
 
-    form = None
+    form = CallForm(between=("\n",))
+    marks = ()
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names

@@ -62,6 +62,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """What stands before every answer, those of the history and the one to come; empty where no such mark tells where answers are."""
     tool_names: tuple[str, ...] = ()
     """Tools that the prompt offers; without any, nothing in the answer is read as a call."""
+    tools: tuple[Tool, ...] = ()
+    """The same whole, where their schemas say what an argument is that the model writes without a type."""
 
     def text(self) -> str:
         """The prompt as the lab's template would print it."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from khola.chat.message import Prompt, ToolCall
-from khola.chat.thinking import ThinkingSplitter
+from khola.chat.thinking import END, START, ThinkingSplitter
 from khola.chat.tool_calls import CallForm, CallReader, MarkedCalls
 
 
@@ -30,6 +30,10 @@ class Parser(Protocol):
     def call_form(self) -> CallForm | None:
         """How calls are written; None where nothing is read as a call."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What it finds its way by: even a special token of this spelling belongs to the text."""
+
     def push(self, text: str) -> Parsed:
         """Take the next piece."""
 
@@ -50,6 +54,7 @@ class AnswerParser:
         self._calls = calls
         self.thinks = thinking is not None
         self.call_form: CallForm | None = calls.form if calls else None
+        self.marks = ((START, END) if thinking else ()) + (calls.marks if calls else ())
 
     def push(self, text: str) -> Parsed:
         """Take the next piece."""

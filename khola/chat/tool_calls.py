@@ -1,8 +1,8 @@
 """Tools written into prompts, and calls read out of answers.
 
-Three ways of calling are common: a JSON object between marks (Hermes, Qwen), a bare JSON object as the whole answer (Llama 3.1 and
-later), and a Python list of calls (Llama 3.2). What looks like a call and cannot be read as one stays text: nothing that the model wrote
-is lost.
+Most labs put calls between marks, which differ in what stands there (`CallGrammar`): a JSON object (Hermes, Qwen), a name and JSON
+(DeepSeek, Kimi), a line of code (MiniMax), or tags (`xml_calls.py`). Others make a bare JSON object the whole answer (Llama 3.1 and later),
+or a Python list of calls (Llama 3.2). What looks like a call and cannot be read as one stays text: nothing that the model wrote is lost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,12 +59,13 @@ def hermes_call(call: ToolCall) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a format writes one call, for those who require one."""
+    """How a format writes one call, for those who require one: marks and texts around the tool's name and its arguments in JSON."""
 
-    marks: tuple[str, str] | None
-    """Stand on the lines before and after it; None for a bare object."""
-    key: str
-    """What the object calls the arguments."""
+    before: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    key: str = ""
+    """What a JSON object that holds both calls the arguments; empty where they stand by themselves, `between` apart."""
 
 
 class CallReader(Protocol):
@@ -74,6 +75,10 @@ class CallReader(Protocol):
     def form(self) -> CallForm | None:
         """How a call that is read here is written; None where no grammar can require one."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Spellings of what may stand around calls and within them."""
+
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """What became certain with the next piece: text, calls."""
 
@@ -81,15 +86,37 @@ class CallReader(Protocol):
         """What was held back when the stream ended: text, calls."""
 
 
-class MarkedCalls:
-    """JSON calls between `<tool_call>` and `</tool_call>`, anywhere in the answer.
+@dataclass(frozen=True)
+class CallGrammar:
+    """How a lab writes calls between marks."""
 
-    Newlines around a call belong to it. A call whose end mark is missing when the answer ends counts if its JSON is whole.
+    start: str
+    end: str
+    read: Callable[[str], tuple[ToolCall, ...]]
+    """The calls of a body; none where it is something else."""
+    holds_end: Callable[[str], bool]
+    """Whether an end mark behind this much of a body is part of an argument."""
+    around: tuple[str, ...] = ()
+    """Marks of what calls or texts stand in; they say nothing themselves."""
+    form: CallForm | None = None
+
+
+class MarkedCalls:
+    """Calls between marks, anywhere in the answer.
+
+    Newlines around a call belong to it. A call whose end mark is missing when the answer ends counts if its body is whole.
+
+    Args:
+        grammar: the lab's marks.
+        offered: whether there are tools; without any, nothing is a call, and only the marks around texts are taken out.
     """
 
-    form = CallForm((START, END), "arguments")
-
-    def __init__(self) -> None:
+    def __init__(self, grammar: CallGrammar | None = None, *, offered: bool = True) -> None:
+        self._grammar = grammar or HERMES
+        self.form = self._grammar.form if offered else None
+        self._marks = (*((self._grammar.start,) if offered else ()), *self._grammar.around)
+        inner = (*self.form.before, *self.form.between, *self.form.after) if self.form else ()
+        self.marks = (*self._marks, *((self._grammar.end, *inner) if offered else ()))
         self._held = ""
         self._in_call = False
         self._looked = 0
@@ -106,12 +133,13 @@ class MarkedCalls:
                 found = self._body()
                 if found is None:
                     return answer, tuple(calls)
-                call, spelled = found
+                more, spelled = found
                 answer += spelled
-                calls += [call] if call else []
+                calls += more
             else:
-                answer += self._text()
-                if not self._in_call:
+                text, marked = self._text()
+                answer += text
+                if not marked:
                     return answer, tuple(calls)
 
     def finish(self) -> tuple[str, tuple[ToolCall, ...]]:
@@ -119,34 +147,36 @@ class MarkedCalls:
         rest, self._held = self._held, ""
         if not self._in_call:
             return rest if not self._after_call else rest.lstrip("\n"), ()
-        call = read_call(rest)
-        return ("", (call,)) if call else (START + rest, ())
+        calls = self._grammar.read(rest)
+        return ("", calls) if calls else (self._grammar.start + rest, ())
 
-    def _text(self) -> str:
-        """Plain text up to the start mark, or up to what may begin it with the newlines before."""
+    def _text(self) -> tuple[str, bool]:
+        """Plain text up to the first mark, or up to what may begin one with the newlines before; whether there was a mark."""
         if self._after_call:
             self._held = self._held.lstrip("\n")
             self._after_call = not self._held
-        start = self._held.find(START)
-        if start >= 0:
-            text = self._held[:start].rstrip("\n")
-            self._held, self._in_call, self._looked = self._held[start + len(START) :], True, 0
-            return text
-        sure = self._held[: len(self._held) - held_back(self._held, START)].rstrip("\n")
+        place, mark = min(((at, mark) for mark in self._marks if (at := self._held.find(mark)) >= 0), default=(-1, ""))
+        if mark:
+            text = self._held[:place].rstrip("\n")
+            self._held, self._in_call, self._looked = self._held[place + len(mark) :], mark == self._grammar.start, 0
+            self._after_call = not self._in_call
+            return text, True
+        sure = self._held[: len(self._held) - max((held_back(self._held, mark) for mark in self._marks), default=0)].rstrip("\n")
         self._held = self._held[len(sure) :]
-        return sure
+        return sure, False
 
-    def _body(self) -> tuple[ToolCall | None, str] | None:
-        """A call that has ended, or the text that it turned out to be; None while it goes on."""
-        end = self._held.find(END, self._looked)
-        while end >= 0:
-            body = self._held[:end]
-            call = read_call(body)
-            if call or not _inside_string(body):
-                self._held, self._in_call, self._after_call = self._held[end + len(END) :], False, call is not None
-                return call, "" if call else START + body + END
-            end = self._held.find(END, end + 1)
-        self._looked = max(0, len(self._held) - len(END) + 1)
+    def _body(self) -> tuple[tuple[ToolCall, ...], str] | None:
+        """Calls that have ended, or the text that they turned out to be; None while they go on."""
+        start, end = self._grammar.start, self._grammar.end
+        place = self._held.find(end, self._looked)
+        while place >= 0:
+            body = self._held[:place]
+            calls = self._grammar.read(body)
+            if calls or not self._grammar.holds_end(body):
+                self._held, self._in_call, self._after_call = self._held[place + len(end) :], False, bool(calls)
+                return calls, "" if calls else start + body + end
+            place = self._held.find(end, place + 1)
+        self._looked = max(0, len(self._held) - len(end) + 1)
         return None
 
 
@@ -158,7 +188,8 @@ class WholeAnswerCalls:
         python: also read `[name(key=value), …]`.
     """
 
-    form = CallForm(None, "parameters")
+    form = CallForm(key="parameters")
+    marks = (_PYTHON_TAG,)
 
     def __init__(self, names: Sequence[str], *, python: bool = False) -> None:
         self._names = frozenset(names)
@@ -194,12 +225,22 @@ class WholeAnswerCalls:
         return any(start.startswith(tight) or tight.startswith(start) for start in _JSON_CALL)
 
 
-def read_call(text: str) -> ToolCall | None:
-    """One JSON call; None if the text is none."""
+def read_call(text: str) -> tuple[ToolCall, ...]:
+    """One JSON call; none if the text is something else."""
     try:
-        return _call_of(json.loads(text))
+        call = _call_of(json.loads(text))
     except (ValueError, RecursionError):
-        return None
+        return ()
+    return (call,) if call else ()
+
+
+def named_call(name: str, arguments: str, call_id: str = "") -> tuple[ToolCall, ...]:
+    """One call whose arguments are JSON of their own; none if they are something else."""
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return ()
+    return (ToolCall(name=name, arguments=found, id=call_id),) if name and isinstance(found, dict) else ()
 
 
 def _call_of(found: Any) -> ToolCall | None:
@@ -262,7 +303,7 @@ def _python_call(call: ast.expr) -> ToolCall:
     return ToolCall(name=ast.unparse(call.func), arguments=json.loads(json.dumps(arguments)))
 
 
-def _inside_string(text: str) -> bool:
+def inside_string(text: str) -> bool:
     """Whether JSON text ends within a string, so that a mark after it belongs to that string."""
     try:
         json.loads(text)
@@ -271,3 +312,7 @@ def _inside_string(text: str) -> bool:
     except RecursionError:
         return False
     return False
+
+
+HERMES = CallGrammar(START, END, read_call, inside_string, form=CallForm(before=(START, "\n"), after=("\n", END), key="arguments"))
+"""A JSON object between `<tool_call>` marks."""

@@ -203,7 +203,7 @@ class Engine:
         sampling = request.sampling
         room = self.context_tokens - len(request.prompt)
         output = Output(
-            self.loaded.tokenizer.stream(),
+            self.loaded.tokenizer.stream(shown=request.shown_ids),
             sampling.stop,
             frozenset() if sampling.ignore_end else request.stop_ids,
             room if sampling.max_tokens is None else min(room, sampling.max_tokens),

@@ -109,24 +109,28 @@ def notation(source: str) -> Grammar:
     return Grammar("lark", source)
 
 
-def calls(signatures: Sequence[tuple[str, Mapping[str, Any]]], *, marks: tuple[str, str] | None, key: str) -> Grammar:
+def calls(
+    signatures: Sequence[tuple[str, Mapping[str, Any]]], *, before: Sequence[str], between: Sequence[str], after: Sequence[str], key: str
+) -> Grammar:
     """One call of one of several tools, as a chat format writes it.
 
     Args:
         signatures: names of tools and schemas of their arguments.
-        marks: what stands on a line before and after the call; None for a bare object.
-        key: what the object calls the arguments.
+        before, between, after: marks and texts around the name and the arguments.
+        key: what one object that holds both calls the arguments; empty where name and arguments stand by themselves.
     Raises:
         BadSchema: a schema cannot be used; the path begins with the tool's name.
     """
-    objects = []
+    found: dict[str, Any] = {}
     for name, parameters in signatures:
         arguments = checked_schema(read_schema(parameters or {"type": "object"}), path=name)
         if {"$ref", "$defs", "definitions"} & arguments.keys():
             raise BadSchema("{path}: the arguments of a tool that must be called may not use $ref", path=name)
         fields = {"name": {"const": name}, key: arguments}
-        objects.append({"type": "object", "properties": fields, "required": ["name", key], "additionalProperties": False})
-    return Grammar("calls", json.dumps({"marks": marks, "schema": {"anyOf": objects}}, ensure_ascii=False))
+        whole = {"type": "object", "properties": fields, "required": ["name", key], "additionalProperties": False}
+        found[name] = whole if key else arguments
+    form = {"before": before, "between": between, "after": after, "joined": bool(key), "schemas": found}
+    return Grammar("calls", json.dumps(form, ensure_ascii=False))
 
 
 def _bounded(source: str, what: str, most: int) -> None:

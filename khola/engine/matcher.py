@@ -173,7 +173,8 @@ class Bridge:
 
     def mark_ids(self, grammar: Grammar) -> frozenset[int]:
         """Control tokens that are part of what a grammar allows: the marks around a call, where they are tokens."""
-        marks = (json.loads(grammar.source)["marks"] or ()) if grammar.kind == "calls" else ()
+        asked = json.loads(grammar.source) if grammar.kind == "calls" else {}
+        marks = [mark for part in ("before", "between", "after") for mark in asked.get(part, ())]
         return frozenset(found for mark in marks if (found := self.vocabulary.id_of(mark)) in self.vocabulary.control_ids)
 
     def spelled(self, mark: str) -> str:
@@ -300,11 +301,7 @@ def assembled(grammar: Grammar, bridge: Bridge | None = None) -> list[dict[str, 
     if grammar.is_json:
         return [_json(json.loads(grammar.source))]
     if grammar.kind == "calls":
-        asked = json.loads(grammar.source)
-        if not asked["marks"]:
-            return [_json(asked["schema"])]
-        start, end = (bridge.spelled(mark) if bridge else json.dumps(mark) for mark in asked["marks"])
-        return [{"lark_grammar": f'start: {start} "\\n" @call "\\n" {end}'}, {**_json(asked["schema"]), "name": "call"}]
+        return _calls(json.loads(grammar.source), bridge)
     if grammar.kind == "choice":
         return [{"lark_grammar": "start: " + " | ".join(map(json.dumps, json.loads(grammar.source)))}]
     if grammar.kind == "regex":
@@ -313,6 +310,18 @@ def assembled(grammar: Grammar, bridge: Bridge | None = None) -> list[dict[str, 
         found: list[dict[str, Any]] = json.loads(LLMatcher.grammar_from_regex(grammar.source))["grammars"]
         return found
     return [{"lark_grammar": grammar.source}]
+
+
+def _calls(asked: dict[str, Any], bridge: Bridge | None) -> list[dict[str, Any]]:
+    """One call: name and arguments between marks, or in one object between them."""
+    schemas: dict[str, Any] = asked["schemas"]
+    spelled = bridge.spelled if bridge else json.dumps
+    before, between, after = (" ".join(map(spelled, asked[part])) for part in ("before", "between", "after"))
+    if asked["joined"]:
+        whole = _json({"anyOf": list(schemas.values())})
+        return [{"lark_grammar": f"start: {before} @call {after}"}, {**whole, "name": "call"}] if before or after else [whole]
+    ways = " | ".join(f"{before} {json.dumps(name)} {between} @call{number} {after}" for number, name in enumerate(schemas))
+    return [{"lark_grammar": f"start: {ways}"}, *({**_json(one), "name": f"call{number}"} for number, one in enumerate(schemas.values()))]
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     """Ids that end the answer."""
+    shown_ids: frozenset[int] = frozenset()
+    """Special tokens that are part of the text all the same: marks by which calls are found in it."""
     answers: tuple[range, ...] = ()
     """Places of the prompt that hold earlier answers. The native interpreter computes them as it computed them when it gave them, so that
     their pages can be found again without changing a bit."""

@@ -15,17 +15,20 @@ from khola.errors import MissingTensor, UnexpectedTensor, WrongShape
 from khola.nn.specs import Architecture
 from khola.ops.rows import Rows
 from khola.ops.stack import Stack
-from khola.ops.vocabulary import Interpreter, Stored, Weight
+from khola.ops.vocabulary import Interpreter, Stored
 from khola.ops.weights import Tree, tree_of
 
 BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope_freqs\.weight$")
 """Tables of rotary frequencies that older tools saved; the configuration says the same."""
 
+MTP = re.compile(r"(model\.)?mtp[._].+")
+"""Layers that predict a second token, as ERNIE and Qwen name them: a forward pass does not read them."""
+
+CORRECTION = re.compile(r"(.+?)(?:\.gate|\.moe_statics)?\.e_score_correction_bias")
+"""The bias that only helps a router to choose, beside the router or in a part of its own."""
+
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
 """Names of the tensors of one expert, which an architecture lists in order of the experts."""
-
-CHOICE_BIAS = "e_score_correction_bias"
-"""What checkpoints call the bias of a router, which only helps to choose; it stays in float32 at least."""
 
 Tell = Callable[..., None]
 """Called with a sentence and its facts when something unusual, but harmless, was found."""
@@ -55,25 +58,25 @@ def assemble(
         WrongShape: a tensor has another shape than the configuration says.
     """
     wanted = architecture.tensors(config)
-    found = {name: tensor for name, tensor in stored.items() if not (BUFFERS.search(name) or name.startswith(config.spare))}
+    found = {name: tensor for name, tensor in stored.items() if not BUFFERS.search(name)}
     _leave_tied_head(wanted, found, file, tell)
+    _leave_second_token(wanted, found, config.spare, file, tell)
     _check_names(wanted, found, file)
     _check_shapes(wanted, found, file)
     found |= _half_split(architecture, config, found)
-    return tree_of(_taken(name, tensor, found, ops) for name, tensor in _stacked(wanted, found).items() if not _is_bias(name, wanted))
+    biases = {weight: bias for bias in wanted if (weight := _biased(bias)) in wanted}
+    inside = set(biases.values())
+    return tree_of(
+        ops.take(tensor, found.get(biases.get(name, "")), exact=bool(CORRECTION.fullmatch(biases.get(name, ""))))
+        for name, tensor in _stacked(wanted, found).items()
+        if name not in inside
+    )
 
 
-def _taken(name: str, tensor: Stored, found: Mapping[str, Stored], ops: Interpreter) -> Weight:
-    """A module's weight with its bias, if it has one."""
-    module = name.removesuffix(".weight")
-    choice = found.get(f"{module}.{CHOICE_BIAS}")
-    return ops.take(tensor, found.get(f"{module}.bias")) if choice is None else ops.take(tensor, choice, exact_bias=True)
-
-
-def _is_bias(name: str, wanted: Mapping[str, Any]) -> bool:
-    """Whether a tensor belongs to a module that has a weight."""
-    module, _, ending = name.rpartition(".")
-    return ending in ("bias", CHOICE_BIAS) and f"{module}.weight" in wanted
+def _biased(name: str) -> str:
+    """Name of the matrix whose bias this would be."""
+    router = CORRECTION.fullmatch(name)
+    return f"{router[1]}.gate.weight" if router else f"{name.removesuffix('.bias')}.weight"
 
 
 def _half_split(architecture: Architecture, config: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -110,6 +113,15 @@ def _leave_tied_head(wanted: Mapping[str, Any], found: dict[str, Stored], file: 
             file=file,
             tensor=head,
         )
+
+
+def _leave_second_token(wanted: Mapping[str, Any], found: dict[str, Stored], spare: tuple[str, ...], file: str, aside: Tell | None) -> None:
+    """Tensors of layers that predict a second token stay in the file, where the architecture does not name them."""
+    left = [name for name in found if name not in wanted and (MTP.fullmatch(name) or name.startswith(spare))]
+    for name in left:
+        del found[name]
+    if left and aside is not None:
+        aside("{file}: {count} tensors of the layer that predicts a second token are left out", file=file, count=len(left))
 
 
 def _equal(one: Stored, other: Stored) -> bool:

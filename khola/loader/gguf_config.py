@@ -5,7 +5,6 @@ Source   GGUF specification, section "Standardized key-value pairs"; llama.cpp `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ from khola.errors import UnsupportedFormat
 from khola.nn.experts import Mixture
 from khola.nn.rope import DEFAULT_THETA, magnitude
 from khola.ops.vocabulary import Rope
-from khola.store.names import FAMILIES
+from khola.store.names import FAMILIES, Family
+
+SHARED_WIDTH = "expert_shared_feed_forward_length"
 
 
 def gguf_config(family: str, config: Any) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
@@ -53,23 +54,29 @@ def gguf_config(family: str, config: Any) -> tuple[dict[str, Any], NDArray[np.fl
         raise UnsupportedFormat("{file}: {key} has no form in GGUF for this architecture", file="config.json", key="partial_rotary_factor")
     mixture: Mixture | None = getattr(config, "mixture", None)
     if mixture is not None:
-        keys |= _experts(mixture, config, FAMILIES[family].experts or {})
+        keys |= _experts(mixture, config, FAMILIES[family])
     scaling, divisors = _scaling(parameters, config, theta)
     return {f"{family}.{key}": value for key, value in (keys | scaling).items()}, divisors
 
 
-def _experts(mixture: Mixture, config: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+def _experts(mixture: Mixture, config: Any, family: Family) -> dict[str, Any]:
     """Sizes of a mixture of experts; how experts are chosen is part of the family."""
-    if not all(config.sparse):
-        raise UnsupportedFormat("{file}: {key} has no form in GGUF for this architecture", file="config.json", key="mlp_only_layers")
-    if mixture.routing.normalised != known["norm_topk_prob"]:
-        raise UnsupportedFormat("{file}: {key} has no form in GGUF for this architecture", file="config.json", key="norm_topk_prob")
     keys = {
         "expert_count": mixture.experts,
         "expert_used_count": mixture.routing.chosen,
         "expert_feed_forward_length": mixture.inner,
     }
-    return keys | ({"expert_shared_feed_forward_length": mixture.shared_inner} if mixture.shared else {})
+    keys |= {ours: getattr(config, theirs) for ours, theirs in family.expert_keys.items() if ours not in keys and ours != SHARED_WIDTH}
+    first, every = keys.get("leading_dense_block_count", 0), keys.get("interleave_moe_layer_step", 1)
+    if any(sparse != (layer >= first and (layer + 1) % every == 0) for layer, sparse in enumerate(config.sparse)):
+        raise UnsupportedFormat(
+            "{file}: {key} has no form in GGUF for this architecture",
+            file="config.json",
+            key="moe_layer_end_index" if first or every > 1 else "mlp_only_layers",
+        )
+    if mixture.routing.normalised != (family.experts or {}).get("norm_topk_prob", True):
+        raise UnsupportedFormat("{file}: {key} has no form in GGUF for this architecture", file="config.json", key="norm_topk_prob")
+    return keys | ({SHARED_WIDTH: mixture.shared_inner} if mixture.shared else {})
 
 
 def _scaling(parameters: Any, config: Any, theta: float) -> tuple[dict[str, Any], NDArray[np.float32] | None]:

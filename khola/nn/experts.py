@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -30,14 +30,16 @@ class Mixture(msgspec.Struct, frozen=True, kw_only=True):
     inner: int
     """Inner width of an expert."""
     routing: Routing
+    correction: str = ""
+    """Name of the router's bias, which only helps to choose; empty where there is none."""
+    correction_shape: Literal["[X]", "[1, X]"] = "[X]"
+    """How it lies in the checkpoint."""
     shared: str = ""
     """Name of the part that takes every token; empty where there is none."""
     shared_inner: int = 0
     """Its inner width."""
     shared_gate: str = ""
     """Name of the row whose product with a token, through a sigmoid, multiplies the shared part; empty where nothing does."""
-    biased: bool = False
-    """Whether the router has a bias that helps to choose, under the name `e_score_correction_bias`."""
 
 
 def mixture(x_TD: Value, w: Any, m: Mixture, ops: Ops) -> Value:
@@ -45,7 +47,7 @@ def mixture(x_TD: Value, w: Any, m: Mixture, ops: Ops) -> Value:
 
     Args:
         x_TD: normed hidden states.
-        w: a subtree with the router `gate`, the `experts` and what `m` names.
+        w: a subtree with the router `gate`, its correction as its bias, the `experts` and what `m` names.
         m: sizes, names and the way of choosing.
         ops: the interpreter.
     """
@@ -60,8 +62,8 @@ def mixture(x_TD: Value, w: Any, m: Mixture, ops: Ops) -> Value:
 def mixture_tensors(prefix: str, m: Mixture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the mixture's tensors, each expert's own; `prefix` ends with a dot."""
     found: dict[str, tuple[int, ...]] = {f"{prefix}gate.weight": (m.experts, m.hidden)}
-    if m.biased:
-        found[f"{prefix}gate.e_score_correction_bias"] = (m.experts,)
+    if m.correction:
+        found[f"{prefix}{m.correction}"] = (m.experts,) if m.correction_shape == "[X]" else (1, m.experts)
     for expert in range(m.experts):
         found |= gated_ffn_tensors(f"{prefix}experts.{expert}.", m.hidden, m.inner)
     if m.shared:
@@ -141,12 +143,32 @@ class SparseConfig(CausalConfig, frozen=True, kw_only=True):
         return sparse_layers(self.num_hidden_layers, self.decoder_sparse_step, self.mlp_only_layers)
 
 
-def sparse_ffn(x_TD: Value, w: Any, layer: int, c: SparseConfig, ops: Ops) -> Value:
+class Mixed(Protocol):
+    """A configuration some of whose layers are mixtures."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of the layers without a mixture."""
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture of every layer that has one."""
+
+    @property
+    def sparse(self) -> tuple[bool, ...]:
+        """Which layers are mixtures."""
+
+
+def sparse_ffn(x_TD: Value, w: Any, layer: int, c: Mixed, ops: Ops) -> Value:
     """A layer's mixture, or its one gated part, [T, D]."""
     return mixture(x_TD, w, c.mixture, ops) if c.sparse[layer] else gated_ffn(x_TD, w, ops)
 
 
-def sparse_ffn_tensors(prefix: str, layer: int, c: SparseConfig) -> Shapes:
+def sparse_ffn_tensors(prefix: str, layer: int, c: Mixed) -> Shapes:
     """Names and shapes of a layer's mixture, or of its one gated part."""
     return mixture_tensors(prefix, c.mixture) if c.sparse[layer] else gated_ffn_tensors(prefix, c.hidden_size, c.intermediate_size)
 

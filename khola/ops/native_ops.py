@@ -86,7 +86,7 @@ class NativeOps:
         self.weights = NativeWeights()
         self._recording: Recording | None = None
 
-    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """The tensor as it lies in its file: matrices are packed when it is known what they are joined with."""
         name = stored.name.removesuffix(".weight")
         data = stored if len(stored.shape) >= 2 else np.ascontiguousarray(stored.float32(), np.float32)

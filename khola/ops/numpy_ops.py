@@ -72,7 +72,7 @@ class NumpyOps:
         """Numbers of the dtype."""
         return spec.numbers_per_token() * self.dtype.itemsize
 
-    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """The tensor, dequantised; a file's own float32 array is used as it lies."""
         name = stored.name.removesuffix(".weight")
         return Weight(name, self._array(stored), None if bias is None else self._array(bias))

@@ -84,10 +84,10 @@ class TorchOps:
         """Numbers of the dtype."""
         return spec.numbers_per_token() * self.dtype.itemsize
 
-    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """The tensor on this device in this dtype; plain numbers are read as they lie, others are dequantised."""
-        name, dtype = stored.name.removesuffix(".weight"), self._wide if exact_bias else self.dtype
-        return Weight(name, self._tensor(stored, self.dtype), None if bias is None else self._tensor(bias, dtype))
+        name, dtype = stored.name.removesuffix(".weight"), self._wide if exact else self.dtype
+        return Weight(name, self._tensor(stored, dtype), None if bias is None else self._tensor(bias, dtype))
 
     def weight_bytes(self, weight: Weight) -> int:
         """Memory of the tensors."""

@@ -247,13 +247,13 @@ class Interpreter(Ops, Protocol):
     def token_bytes(self, spec: CacheSpec) -> int:
         """Memory of one token in the cache, in all layers."""
 
-    def take(self, stored: Stored, bias: Stored | None = None, *, exact_bias: bool = False) -> Weight:
+    def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """A stored tensor in the form this interpreter computes with; its module's name loses the ending ".weight".
 
         Args:
             stored: the tensor.
-            bias: of the same module.
-            exact_bias: the bias keeps float32 at least: a choice hangs on it (`route`).
+            bias: added to its products, or to the scores of a router.
+            exact: the products decide between near things, so that numbers narrower than float32 may not do.
         """
 
     def weight_bytes(self, weight: Weight) -> int:

@@ -18,14 +18,12 @@ from khola.store.gguf import GgufFile
 from khola.store.latent_names import chosen_by_sigmoid, latent_attention_keys, stretched_scores
 from khola.store.stored import StoredTensor, parts_of, permuted_pairs, some_rows
 
-ROW = ".shared_expert_gate.weight"
-"""A matrix of one row, which GGUF has as a vector."""
+ROW = (".shared_expert_gate.weight", ".moe_statics.e_score_correction_bias")
+"""Ends of the names of matrices of one row, which GGUF has as vectors."""
 DIVISORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies: part of the configuration, though they lie in the file as a tensor."""
 KEYS_UP, VALUES_UP = "self_attn.k_b_proj", "self_attn.v_b_proj"
 """The parts of `self_attn.kv_b_proj` that newer files hold apart: for every head, [latent, key] and [value, latent]."""
-CHOICE_BIAS = "exp_probs_b.bias", "mlp.gate.e_score_correction_bias"
-"""Names of the bias that helps a router to choose, below a layer: in GGUF and in checkpoints."""
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -53,6 +51,14 @@ _EXPERTS = {
     "ffn_down_exps": "mlp.experts.*.down_proj",
 }
 """A star stands for every expert: GGUF keeps them in one tensor."""
+_CORRECTION = "e_score_correction"
+"""The bias that only helps a router to choose: checkpoints end its name in "_bias" where others end in ".bias"."""
+_CORRECTED_SHARED = {
+    "exp_probs_b": f"mlp.moe_statics.{_CORRECTION}",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+}
 _SHARED = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
@@ -73,7 +79,23 @@ _LATENT = {
 }
 _EXPERT_NUMBER = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 _GGUF_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.([a-z0-9_]+)\.(weight|bias)")
-_CHECKPOINT_BLOCK = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.([a-z0-9_.*]+)\.(weight|bias)")
+_CHECKPOINT_BLOCK = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.([a-z0-9_.*]+?)(?:\.|(?<=e_score_correction)_)(weight|bias)")
+_EVERY_MIXTURE = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+_MAY_BE_NONE = ("expert_shared_count", "leading_dense_block_count")
+_QWEN_KEYS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+_ERNIE_KEYS = {
+    "expert_count": "moe_num_experts",
+    "expert_used_count": "moe_k",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_count": "moe_num_shared_experts",
+    "leading_dense_block_count": "moe_layer_start_index",
+    "interleave_moe_layer_step": "moe_layer_interval",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +120,8 @@ class Family:
     """Keys of config.json that every mixture of experts of this family has; None where there are no experts."""
     latent: bool = False
     """Whether it attends to latents, as DeepSeek-V3 does, and chooses experts in its way."""
+    expert_keys: Mapping[str, str] = field(default_factory=lambda: _QWEN_KEYS)
+    """Sizes of mixtures: what GGUF calls them, and config.json."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -107,7 +131,8 @@ FAMILIES: dict[str, Family] = {
     "chatglm": Family(model_type="glm", block=_FUSED, partial=True, bias_key="attention_bias", joined_qkv=True),
     "glm4": Family(model_type="glm4", block=_FUSED | _AFTER_BRANCHES, partial=True, bias_key="attention_bias"),
     "ernie4_5": Family(model_type="ernie4_5"),
-    "deepseek2": Family(model_type="deepseek_v3", block=_LATENT | _EXPERTS, latent=True),
+    "deepseek2": Family(model_type="deepseek_v3", block=_LATENT | _EXPERTS | {"exp_probs_b": f"mlp.gate.{_CORRECTION}"}, latent=True),
+    "ernie4_5-moe": Family(model_type="ernie4_5_moe", block=_BLOCK | _EXPERTS | _CORRECTED_SHARED, experts={}, expert_keys=_ERNIE_KEYS),
     "qwen2moe": Family(model_type="qwen2_moe", block=_BLOCK | _EXPERTS | _SHARED, experts={"norm_topk_prob": False}),
     "qwen3moe": Family(model_type="qwen3_moe", block=_BLOCK | _HEAD_NORMS | _EXPERTS, experts={"norm_topk_prob": True}),
 }
@@ -130,10 +155,10 @@ def checkpoint_name(architecture: str, gguf_name: str) -> str | None:
     if gguf_name in family.top:
         return family.top[gguf_name]
     found = _GGUF_BLOCK.fullmatch(gguf_name)
-    if found and family.latent and gguf_name.endswith(f".{CHOICE_BIAS[0]}"):
-        return f"model.layers.{found[1]}.{CHOICE_BIAS[1]}"
     module = family.block.get(found[2]) if found else None
-    return f"model.layers.{found[1]}.{module}.{found[3]}" if found and module else None
+    if not found or not module or (found[3] == "weight" and module.endswith(_CORRECTION)):
+        return None
+    return f"model.layers.{found[1]}.{module}{'_' if module.endswith(_CORRECTION) else '.'}{found[3]}"
 
 
 def gguf_name(architecture: str, checkpoint_name: str) -> str | None:
@@ -147,9 +172,6 @@ def gguf_name(architecture: str, checkpoint_name: str) -> str | None:
     for ours, theirs in family.top.items():
         if theirs == checkpoint_name:
             return ours
-    layer, _, below = checkpoint_name.removeprefix("model.layers.").partition(".")
-    if family.latent and below == CHOICE_BIAS[1]:
-        return f"blk.{layer}.{CHOICE_BIAS[0]}"
     found = _CHECKPOINT_BLOCK.fullmatch(checkpoint_name)
     if found:
         for ours, theirs in family.block.items():
@@ -267,7 +289,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTe
     if family.latent:
         config |= chosen_by_sigmoid(keys)
     elif family.experts is not None:
-        config |= _experts(keys, family.experts)
+        config |= _experts(keys, family)
     elif keys.whole("expert_count", 0, 1 << 16, default=0):
         raise UnsupportedFormat(
             "{file}: {key} asks for a mixture of experts, which {architecture} does not have here", **keys.facts("expert_count")
@@ -319,16 +341,19 @@ def _head_dim(keys: _Keys, hidden: int, heads: int, partial: bool) -> tuple[int,
     return head_dim, rotated
 
 
-def _experts(keys: _Keys, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of a mixture of experts."""
-    config = {
-        **known,
-        "num_experts": keys.whole("expert_count", 1, 1 << 16),
-        "num_experts_per_tok": keys.whole("expert_used_count", 1, 1 << 16),
-        "moe_intermediate_size": keys.whole("expert_feed_forward_length", 1, 1 << 22),
-    }
-    if "expert_shared_feed_forward_length" in keys:
-        config["shared_expert_intermediate_size"] = keys.whole("expert_shared_feed_forward_length", 1, 1 << 22)
+def _experts(keys: _Keys, family: Family) -> dict[str, Any]:
+    """Sizes of a mixture of experts; the width of the shared ones may be told as their number, and then again as it is."""
+    config = dict(family.experts or {})
+    for ours, theirs in family.expert_keys.items():
+        if ours in keys or ours in _EVERY_MIXTURE:
+            config[theirs] = keys.whole(ours, 0 if ours in _MAY_BE_NONE else 1, 1 << 22)
+    number, width = "expert_shared_count", "expert_shared_feed_forward_length"
+    if number in family.expert_keys and width in keys:
+        expected = config.get(family.expert_keys[number], 0) * config[family.expert_keys["expert_feed_forward_length"]]
+        if expected and keys.whole(width, 1, 1 << 22) != expected:
+            raise BadConfig(
+                "{file}: {key} is {found}; expected {expected}", **keys.facts(width, keys.whole(width, 1, 1 << 22)), expected=expected
+            )
     return config
 
 

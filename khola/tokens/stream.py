@@ -9,6 +9,7 @@ Source   extended grapheme clusters, Unicode Standard Annex 29; joined further a
 from __future__ import annotations
 
 import codecs
+from collections.abc import Collection
 from typing import Protocol
 from unicodedata import category, combining
 
@@ -44,9 +45,9 @@ class Spells(Protocol):
 class DecodeStream:
     """Turns tokens into text as they come; made by `Tokenizer.stream`."""
 
-    def __init__(self, tokenizer: Spells, *, skip_control: bool = True) -> None:
+    def __init__(self, tokenizer: Spells, *, skip_control: bool = True, shown: Collection[int] = ()) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._skipped = tokenizer.special_ids if skip_control else frozenset()
+        self._skipped = tokenizer.special_ids.difference(shown) if skip_control else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips = tokenizer.strips_space
         self._held = ""

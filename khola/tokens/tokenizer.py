@@ -6,7 +6,7 @@ token, and turns ids back into bytes and text by itself, so that streaming and w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -98,9 +98,14 @@ class Tokenizer:
         text = b"".join([self.token_bytes(i) for i in ids if i not in skipped]).decode("utf-8", "replace")
         return text.removeprefix(" ") if self.strips_space else text
 
-    def stream(self, skip_control: bool = True) -> DecodeStream:
-        """Decodes ids one at a time; the pieces joined equal `decode` of all."""
-        return DecodeStream(self, skip_control=skip_control)
+    def stream(self, skip_control: bool = True, shown: Collection[int] = ()) -> DecodeStream:
+        """Decodes ids one at a time; the pieces joined equal `decode` of all.
+
+        Args:
+            skip_control: leave out special tokens.
+            shown: those that are part of the text all the same.
+        """
+        return DecodeStream(self, skip_control=skip_control, shown=shown)
 
     @property
     def missing_bytes(self) -> frozenset[int]:

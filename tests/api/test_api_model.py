@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from datetime import date
 from typing import Any
 
@@ -99,6 +100,25 @@ def test_thoughts_are_set_apart() -> None:
     deltas = list(model.stream("2+2?"))
     assert "".join(d.thinking for d in deltas).strip() == "two and two"
     assert "".join(d.text for d in deltas) == "four"
+
+
+def test_marks_of_calls_are_seen_even_where_they_are_special_tokens() -> None:
+    asked: list[frozenset[int]] = []
+
+    class Marked(ChatTokenizer):
+        special_ids = frozenset({1, 2})
+
+        def id_of(self, token: str) -> int | None:
+            return {"<tool_call>": 1, "<|im_start|>": 2}.get(token, super().id_of(token))
+
+        def stream(self, skip_control: bool = True, shown: Collection[int] = ()) -> Any:
+            asked.append(frozenset(shown) & self.special_ids)
+            return super().stream(skip_control)
+
+    model = scripted("x", chat_format="qwen2_5", tokenizer=Marked())
+    for tools in ([], [Tool(name="add")]):
+        model.chat("?", tools=tools)
+    assert asked == [frozenset(), frozenset({1})]
 
 
 @pytest.mark.parametrize(

@@ -119,16 +119,23 @@ TOOLS = [
 ]
 
 
-@pytest.mark.parametrize("chat_format", ["qwen2_5", "qwq", "llama3_1"])
+THINKING = ("qwq", "glm_z1", "ernie4_5_thinking")
+
+
+@pytest.mark.parametrize(
+    "chat_format", ["qwen2_5", "llama3_1", "deepseek_v3", "deepseek_v3_1", "kimi_k2", "minimax", "glm4", "glm4_0414", *THINKING]
+)
 @pytest.mark.parametrize("tool_choice", ["required", "add", "stop"])
 def test_a_call_can_be_required(chat_format: str, tool_choice: str) -> None:
     class Anyone(FormTokenizer):
         def id_of(self, token: str) -> int | None:
-            return super().id_of(token) or (258 if token.startswith("<|") else None)
+            return super().id_of(token) or (
+                258 if token.startswith(("<|", "<｜", "<beg", "<end", "[g", "<s")) and "tool" not in token else None
+            )
 
     loaded = fake_loaded(context_tokens=2048, tokenizer=Anyone(), chat_format=chat_format, stop_ids=frozenset({END}))
     with Model(loaded, runner=Script("I will not call anybody.</think>\n\n"), cache_tokens=2048) as stubborn:
-        answer = stubborn.chat("1+1?", tools=TOOLS, tool_choice=tool_choice, thinking_tokens=30 if chat_format == "qwq" else None)
+        answer = stubborn.chat("1+1?", tools=TOOLS, tool_choice=tool_choice, thinking_tokens=30 if chat_format in THINKING else None)
     (call,) = answer.tool_calls
     assert call.name in ("add", "stop")
     assert tool_choice in ("required", call.name)

@@ -18,7 +18,14 @@ from khola.chat.message import Message, Tool
 HERE = Path(__file__).parent
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 QWEN2_5_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-BOS = {"deepseek_r1": "<｜begin▁of▁sentence｜>", "llama2": "<s>"} | dict.fromkeys(("llama3", "llama3_1", "llama3_2"), "<|begin_of_text|>")
+DEEPSEEK = ("deepseek_r1", "deepseek_v3_first", "deepseek_v3", "deepseek_r1_0528", "deepseek_v3_1")
+DROPS_TEXT = ("deepseek_r1", "deepseek_v3_first")
+"""Templates that print calls only where there is no text."""
+BOS = (
+    {"llama2": "<s>"}
+    | dict.fromkeys(("llama3", "llama3_1", "llama3_2"), "<|begin_of_text|>")
+    | dict.fromkeys(DEEPSEEK, "<｜begin▁of▁sentence｜>")
+)
 
 
 def lab_template(name: str) -> str:
@@ -38,11 +45,13 @@ def lab_template(name: str) -> str:
     return (HERE / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def lab_messages(messages: Sequence[Message], *, for_r1: bool = False) -> list[dict[str, Any]]:
-    """Messages as the reference library passes them; R1's template wants no content beside calls, and arguments as JSON text."""
+def lab_messages(messages: Sequence[Message], *, name: str = "") -> list[dict[str, Any]]:
+    """Messages as the reference library passes them; DeepSeek's templates want arguments as text, the first no content beside calls."""
     made = []
     for message in messages:
         one: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name:
+            one["name"] = message.name
         if message.thinking:
             one["reasoning_content"] = message.thinking
         if message.tool_calls:
@@ -51,14 +60,43 @@ def lab_messages(messages: Sequence[Message], *, for_r1: bool = False) -> list[d
                     "type": "function",
                     "function": {
                         "name": call.name,
-                        "arguments": json.dumps(call.arguments, ensure_ascii=False) if for_r1 else call.arguments,
+                        "arguments": json.dumps(call.arguments, ensure_ascii=False) if name in DEEPSEEK else call.arguments,
                     },
                 }
                 for call in message.tool_calls
             ]
-            if for_r1:
+            if name in DROPS_TEXT:
                 one["content"] = None
         made.append(one)
+    return made
+
+
+def minimax_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as MiniMax's template wants them: contents in parts, results of functions by name, calls as the model writes them."""
+    made: list[dict[str, Any]] = []
+    called: list[str] = []
+    for message in messages:
+        text = message.content
+        for call in message.tool_calls:
+            text += f"<function_call>```typescript\nfunctions.{call.name}({json.dumps(call.arguments, ensure_ascii=False)})\n```"
+            called.append(call.name)
+        one: dict[str, Any] = {"role": message.role, "content": [{"type": "text", "text": text}]}
+        if message.role == "tool":
+            one |= {"role": "function", "name": message.name or (called.pop(0) if called else "")}
+        made.append(one)
+    return made
+
+
+def kimi_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as Kimi's template wants them: ids that count the calls of the conversation, and results with theirs."""
+    made, told, unanswered = lab_messages(messages), 0, list[str]()
+    for message, one in zip(messages, made, strict=True):
+        for call in one.get("tool_calls", ()):
+            call["id"] = f"functions.{call['function']['name']}:{told}"
+            unanswered.append(call["id"])
+            told += 1
+        if message.role == "tool":
+            one["tool_call_id"] = unanswered.pop(0) if unanswered else f"functions.{message.name or 'unknown'}:{told}"
     return made
 
 
@@ -67,7 +105,8 @@ def glm_messages(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dic
     made: list[dict[str, Any]] = [{"role": "system", "tools": lab_tools(tools)}] if tools else []
     for message in messages:
         role = "observation" if message.role == "tool" else message.role
-        made.append({"role": role, "content": message.content})
+        if message.content or not message.tool_calls:
+            made.append({"role": role, "content": message.content})
         for call in message.tool_calls:
             made.append({"role": role, "metadata": call.name, "content": json.dumps(call.arguments, ensure_ascii=False)})
     return made
@@ -94,7 +133,7 @@ def lab_render(
     """What a lab's template prints."""
 
     values: dict[str, Any] = {
-        "messages": glm_messages(messages, tools) if name == "glm4" else lab_messages(messages, for_r1=name == "deepseek_r1"),
+        "messages": _messages(messages, tools, name),
         "bos_token": BOS.get(name, ""),
         "eos_token": "</s>" if name == "llama2" else "",
         "add_generation_prompt": answer,
@@ -102,10 +141,19 @@ def lab_render(
     if tools:
         values["tools"] = lab_tools(tools)
     if thinking is not None:
-        values["enable_thinking"] = thinking
+        values["enable_thinking"] = values["thinking"] = thinking
     if today:
         values |= {"strftime_now": today.strftime, "date_string": today.strftime("%d %b %Y")}
     return _compiled(source).render(values)
+
+
+def _messages(messages: Sequence[Message], tools: Sequence[Tool], name: str) -> list[dict[str, Any]]:
+    """Messages as one template wants them."""
+    if name in ("glm4", "glm_z1"):
+        return glm_messages(messages, tools if name == "glm4" else ())
+    if name == "kimi_k2":
+        return kimi_messages(messages)
+    return minimax_messages(messages) if name == "minimax" else lab_messages(messages, name=name)
 
 
 @cache
@@ -121,4 +169,5 @@ def _compiled(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source)
+    # What the reference library needs to find answers in a prompt prints nothing.
+    return environment.from_string(source.replace("{% generation %}{% endgeneration %}", ""))

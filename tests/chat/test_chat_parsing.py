@@ -9,6 +9,7 @@ import pytest
 from chat_conversations import CLOCK, WEATHER, assistant, tool, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_chat_formats import ALWAYS_THINK, MAY_THINK
 
 from khola.chat.formats import NAMES, Parsed, format_named
 from khola.chat.message import Control, Prompt, ToolCall
@@ -88,7 +89,7 @@ def test_thoughts_only_where_the_answer_begins_with_one(answer: str, name: str) 
     check(name, answer, Parsed(text=text, thinking=thinking), opened=False)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*THINK, "qwen3")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*ALWAYS_THINK, *MAY_THINK)])
 def test_models_without_thoughts_may_write_the_marks(name: str) -> None:
     check(name, "<think>a</think>\n{b}", Parsed(text="<think>a</think>\n{b}"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
@@ -62,7 +62,7 @@ class ByteTokenizer:
         stream = Bytes(skip_control)
         return "".join(map(stream.push, ids)) + stream.finish()
 
-    def stream(self, skip_control: bool = True) -> Bytes:
+    def stream(self, skip_control: bool = True, shown: Collection[int] = ()) -> Bytes:
         return Bytes(skip_control)
 
     def id_of(self, token: str) -> int | None:

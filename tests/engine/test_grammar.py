@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ class ThinkingTokenizer(ByteTokenizer):
     def token_bytes(self, token_id: int) -> bytes:
         return {MARK: b"</think>", BEGIN: b"<think>"}.get(token_id) or super().token_bytes(token_id)
 
-    def stream(self, skip_control: bool = True) -> Bytes:
+    def stream(self, skip_control: bool = True, shown: Collection[int] = ()) -> Bytes:
         outer = self
 
         class Marked(Bytes):

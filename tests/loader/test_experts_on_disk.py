@@ -26,11 +26,16 @@ EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_inte
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 96, "norm_topk_prob": False},
     "qwen3_moe": {**EXPERTS, "norm_topk_prob": True, "head_dim": 32},
-}
+    "ernie4_5_moe": {
+        "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+    },
+}  # fmt: skip
 GGUF_NAMES = {
     "qwen2_moe": {"ffn_gate_inp", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_inp_shexp", "ffn_up_shexp", "attn_q"},
     "qwen3_moe": {"ffn_gate_inp", "ffn_gate_exps", "ffn_down_exps", "attn_q_norm", "attn_k_norm"},
+    "ernie4_5_moe": {"ffn_gate_inp", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_shexp"},
 }
+PREFIXES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "ernie4_5_moe": "ernie4_5-moe"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -41,15 +46,23 @@ def test_a_file_and_a_folder_are_one_model(family: str, tmp_path: Path) -> None:
     parts.close()
     with read_gguf(file) as written:
         assert {f"blk.1.{module}.weight" for module in GGUF_NAMES[family]} <= set(written.tensors)
-        assert written.tensors["blk.0.ffn_gate_exps.weight"].shape == (6, 32, 64)
-        assert written.metadata[f"{family.replace('_', '')}.expert_used_count"] == 2
+        assert written.tensors["blk.1.ffn_gate_exps.weight"].shape == (6, 32, 64)
+        assert written.metadata["general.architecture"] == PREFIXES[family]
+        assert written.metadata[f"{PREFIXES[family]}.expert_used_count"] == 2
         if family == "qwen2_moe":
             assert written.tensors["blk.0.ffn_gate_inp_shexp.weight"].shape == (64,)
+        if family == "ernie4_5_moe":
+            assert written.tensors["blk.1.exp_probs_b.bias"].shape == (6,)
+            assert "blk.0.ffn_gate.weight" in written.tensors
+            told = {key.partition(".")[2]: value for key, value in written.metadata.items() if key.startswith("ernie4_5-moe.")}
+            assert (told["leading_dense_block_count"], told["expert_shared_count"], told["interleave_moe_layer_step"]) == (1, 2, 1)
+            assert told["expert_shared_feed_forward_length"] == 64
     one, other = (load_model(str(path), settings=settings_in(tmp_path), interpreter="numpy") for path in (folder, file))
     assert one.config.mixture == other.config.mixture and one.config.attentions[0].head_size == other.config.attentions[0].head_size
-    assert one.weights.model.layers[0].mlp.experts.gate_proj.data.shape == (6, 32, 64)
+    assert one.weights.model.layers[1].mlp.experts.gate_proj.data.shape == (6, 32, 64)
     for left, right in zip(one.weights.leaves(), other.weights.leaves(), strict=True):
         assert left.name == right.name and np.array_equal(left.data, right.data), left.name
+        assert left.bias is None if right.bias is None else np.array_equal(left.bias, right.bias), left.name
 
 
 def test_a_gguf_file_becomes_a_folder_of_single_experts(tmp_path: Path) -> None:
@@ -99,6 +112,9 @@ def test_what_gguf_cannot_say_of_experts_is_refused() -> None:
         config = parse_config(architecture("qwen3_moe"), CONFIG | FAMILIES["qwen3_moe"] | changes)
         with pytest.raises(UnsupportedFormat, match=key):
             gguf_config("qwen3moe", config)
+    config = parse_config(architecture("ernie4_5_moe"), CONFIG | FAMILIES["ernie4_5_moe"] | {"moe_layer_end_index": 0})
+    with pytest.raises(UnsupportedFormat, match="moe_layer_end_index"):
+        gguf_config("ernie4_5-moe", config)
 
 
 def test_auto_runs_on_numpy_and_says_so_where_experts_fill_no_strips(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_thinking_marks_stay_in_text_and_chat_marks_do_not(byte_level: Tokenizer
     ids = byte_level.encode("<|im_start|>a<think>b</think>c<|im_end|>", control=True)
     assert byte_level.decode(ids) == "a<think>b</think>c"
     assert byte_level.decode(ids, skip_control=False) == "<|im_start|>a<think>b</think>c<|im_end|>"
+    stream = byte_level.stream(shown={byte_level.id_of("<|im_end|>")})
+    assert "".join([*map(stream.push, ids), stream.finish()]) == "a<think>b</think>c<|im_end|>"
 
 
 @pytest.mark.parametrize("fixture", ["byte_level", "pieces"])

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.deepseek import ASSISTANT, BOS, EOS, STOPS, USER, mark
+from khola.chat.message import Message, Part, Prompt, Tool
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import OPENING, ThinkingSplitter, open_turn, without_thoughts
 from khola.chat.tool_calls import as_json
@@ -19,9 +20,8 @@ from khola.chat.turns import check_bare_calls, check_thinking, check_turns, join
 from khola.errors import AskedWrong
 
 NAME = "deepseek_r1"
-STOPS = ("<｜end▁of▁sentence｜>",)
-BOS, EOS = Control("<｜begin▁of▁sentence｜>"), Control("<｜end▁of▁sentence｜>")
-USER, ASSISTANT = Control("<｜User｜>"), Control("<｜Assistant｜>")
+
+__all__ = ["NAME", "STOPS", "parser", "render"]
 
 
 def render(
@@ -41,7 +41,7 @@ def render(
     parts: list[Part] = [BOS, systems[-1] if systems else "", *_turns(messages[:-1] if continue_last else messages)]
     answers_tools = messages[-1].role == "tool"
     if answers_tools:
-        parts.append(_mark("tool▁outputs▁end"))
+        parts.append(mark("outputs▁end"))
     last = messages[-1]
     if continue_last:
         parts += [ASSISTANT, *open_turn(last)]
@@ -56,11 +56,6 @@ def parser(prompt: Prompt) -> AnswerParser:
     return AnswerParser(thinking=ThinkingSplitter(opened=prompt.thinking_open))
 
 
-def _mark(name: str) -> Control:
-    """A mark of tool calls; the distilled vocabularies have none of them, so they are text there."""
-    return Control(f"<｜{name}｜>", plain=True)
-
-
 def _turns(messages: Sequence[Message]) -> list[Part]:
     """All turns but the system's."""
     parts: list[Part] = []
@@ -70,21 +65,21 @@ def _turns(messages: Sequence[Message]) -> list[Part]:
             parts += [USER, message.content]
             after_tools = False
         elif message.role == "tool":
-            begin: list[Part] = ["\n"] if answered else [_mark("tool▁outputs▁begin")]
-            parts += [*begin, _mark("tool▁output▁begin"), message.content, _mark("tool▁output▁end")]
+            begin: list[Part] = ["\n"] if answered else [mark("outputs▁begin")]
+            parts += [*begin, mark("output▁begin"), message.content, mark("output▁end")]
             answered = after_tools = True
         elif message.role == "assistant" and message.tool_calls:
             check_bare_calls(NAME, message)
             for call in message.tool_calls:
                 body = f"{call.name}\n```json\n{as_json(call.arguments)}\n```"
-                first: list[Part] = ["\n"] if called else [ASSISTANT, _mark("tool▁calls▁begin")]
-                parts += [*first, _mark("tool▁call▁begin"), "function", _mark("tool▁sep"), body, _mark("tool▁call▁end")]
-                parts += [_mark("tool▁calls▁end"), EOS] if called else []
+                first: list[Part] = ["\n"] if called else [ASSISTANT, mark("calls▁begin")]
+                parts += [*first, mark("call▁begin"), "function", mark("sep"), body, mark("call▁end")]
+                parts += [mark("calls▁end"), EOS] if called else []
                 called = True
             after_tools = False
         elif message.role == "assistant":
             if after_tools:
-                parts += [_mark("tool▁outputs▁end"), message.content, EOS]
+                parts += [mark("outputs▁end"), message.content, EOS]
             else:
                 parts += [ASSISTANT, without_thoughts(message.content), EOS]
             after_tools = False

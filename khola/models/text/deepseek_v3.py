@@ -119,7 +119,7 @@ class Config(DecoderConfig, frozen=True, kw_only=True):
             ),
             shared="shared_experts" if self.n_shared_experts else "",
             shared_inner=self.moe_intermediate_size * (self.n_shared_experts or 0),
-            biased=True,
+            correction="gate.e_score_correction_bias",
         )
 
     @property

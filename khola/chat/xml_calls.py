@@ -1,0 +1,75 @@
+"""Calls in tags, as Qwen3-Coder and Qwen3.5 write them: `<function=NAME>`, then `<parameter=KEY>`, a line for its value, `</parameter>`.
+
+Values are bare text: what they are is told by the schema of the tool alone, so that "2" is a number where a number was asked for.
+
+Source: the chat templates in the lab's files (Qwen/Qwen3-Coder-30B-A3B-Instruct, Qwen/Qwen3.5-4B).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from khola.chat.message import Control, Part, Tool, ToolCall
+from khola.chat.tool_calls import END, START, CallGrammar, as_json
+
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\s*(.*?)\s*(?:</function>\s*)?", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+
+def xml_call(call: ToolCall) -> tuple[Part, ...]:
+    """A call in the history, its marks included."""
+    written = f"\n<function={call.name}>\n"
+    for key, value in call.arguments.items():
+        written += f"<parameter={key}>\n{as_text(value)}\n</parameter>\n"
+    return (Control(START, plain=True), f"{written}</function>\n", Control(END, plain=True))
+
+
+def as_text(value: Any) -> str:
+    """A value as the lab's templates print it: JSON for what has parts, the words of Python for the rest."""
+    return as_json(value) if isinstance(value, Mapping | list | tuple) else str(value)
+
+
+def xml_calls(tools: Sequence[Tool]) -> CallGrammar:
+    """Calls of these tools between `<tool_call>` marks; no grammar requires them."""
+    return CallGrammar(START, END, partial(_read, {tool.name: tool for tool in tools}), _holds_end)
+
+
+def _holds_end(body: str) -> bool:
+    return "<function=" in body and not body.rstrip().endswith("</function>")
+
+
+def _read(tools: Mapping[str, Tool], body: str) -> tuple[ToolCall, ...]:
+    """The call of a body."""
+    found = _FUNCTION.fullmatch(body)
+    if found is None:
+        return ()
+    name, inner = found[1].strip(), found[2]
+    if _PARAMETER.sub("", inner).strip():
+        return ()
+    properties = (tools[name].parameters if name in tools else {}).get("properties")
+    kinds = properties if isinstance(properties, Mapping) else {}
+    return (ToolCall(name=name, arguments={key: _value(text, kinds.get(key)) for key, text in _PARAMETER.findall(inner)}),)
+
+
+def _value(text: str, schema: Any) -> Any:
+    """A value of the kind that its schema asks for; the text itself where it is a text, or no such kind."""
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    kinds = {kind} if isinstance(kind, str) else set(kind) if isinstance(kind, list) else set()
+    if not kinds or ("string" in kinds and text.strip().lower() not in _WORDS):
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = _WORDS.get(text.strip().lower(), text)
+    return found if _is(found, kinds) else text
+
+
+def _is(value: Any, kinds: set[str]) -> bool:
+    """Whether a value is of one of these kinds of JSON Schema."""
+    own = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object", type(None): "null"}[type(value)]
+    return own in kinds or (own == "integer" and "number" in kinds)
