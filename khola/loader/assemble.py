@@ -56,7 +56,7 @@ def assemble(
     _leave_tied_head(wanted, found, file, tell)
     _check_names(wanted, found, file)
     _check_shapes(wanted, found, file)
-    found |= _half_split(architecture, config, found)
+    found |= _moved(architecture, config, found)
     return tree_of(
         ops.take(tensor, found.get(f"{name.removesuffix('.weight')}.bias"))
         for name, tensor in _stacked(wanted, found).items()
@@ -64,10 +64,10 @@ def assemble(
     )
 
 
-def _half_split(architecture: Architecture, config: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors whose rotary pairs lie side by side, with their rows moved to where every interpreter wants them."""
-    pairs = architecture.pairs(config)
-    return {name: Rows(name, found[name], one.half_split(found[name].shape[0])) for name, one in pairs.items()}
+def _moved(architecture: Architecture, config: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors whose rows lie in an order of their own, with these moved to where every interpreter wants them."""
+    moved = architecture.pairs(config)
+    return {name: Rows(name, found[name], one.order(found[name].shape[0])) for name, one in moved.items()}
 
 
 def _stacked(wanted: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -15,7 +15,7 @@ from khola.errors import UnsupportedFormat
 from khola.models import text
 from khola.nn.specs import FILE, Architecture
 
-ALIASES: Mapping[str, str] = {}
+ALIASES: Mapping[str, str] = {"minimax_text_01": "minimax"}
 """Values of `model_type` that mean an architecture whose file has another name."""
 
 

@@ -30,6 +30,8 @@ class Mixture(msgspec.Struct, frozen=True, kw_only=True):
     inner: int
     """Inner width of an expert."""
     routing: Routing
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    """Of an expert's matrices: gate, up and down."""
     shared: str = ""
     """Name of the part that takes every token; empty where there is none."""
     shared_inner: int = 0
@@ -47,8 +49,7 @@ def mixture(x_TD: Value, w: Any, m: Mixture, ops: Ops) -> Value:
         m: sizes, names and the way of choosing.
         ops: the interpreter.
     """
-    own = w.experts
-    y_TD = ops.experts(x_TD, ops.route(x_TD, w.gate, m.routing), own.gate_proj, own.up_proj, own.down_proj)
+    y_TD = ops.experts(x_TD, ops.route(x_TD, w.gate, m.routing), *(w.experts.below(name) for name in m.names))
     if not m.shared:
         return y_TD
     shared_TD = gated_ffn(x_TD, w.below(m.shared), ops)
@@ -59,7 +60,8 @@ def mixture_tensors(prefix: str, m: Mixture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the mixture's tensors, each expert's own; `prefix` ends with a dot."""
     found: dict[str, tuple[int, ...]] = {f"{prefix}gate.weight": (m.experts, m.hidden)}
     for expert in range(m.experts):
-        found |= gated_ffn_tensors(f"{prefix}experts.{expert}.", m.hidden, m.inner)
+        gate, up, down = (f"{prefix}experts.{expert}.{name}.weight" for name in m.names)
+        found |= {gate: (m.inner, m.hidden), up: (m.inner, m.hidden), down: (m.hidden, m.inner)}
     if m.shared:
         found |= gated_ffn_tensors(f"{prefix}{m.shared}.", m.hidden, m.shared_inner)
     if m.shared_gate:

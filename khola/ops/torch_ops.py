@@ -282,7 +282,7 @@ class TorchOps:
         before = torch.zeros((len(spans), *shape), dtype=dtype, device=self.device)
         going = [place for place, span in enumerate(spans) if span.read >= 0]
         if plane is not None and going:
-            before[going] = plane[[spans[place].read for place in going]]
+            before[self._indices(going)] = plane[self._indices([spans[place].read for place in going])]
         return before
 
     def _keep(self, plane: Tensor | None, spans: Sequence[Span], after: Tensor) -> None:
@@ -291,7 +291,11 @@ class TorchOps:
             return
         if torch.is_grad_enabled() and after.requires_grad:
             raise OurFault("a cache cannot carry gradients", hint="run under torch.inference_mode, or without a cache")
-        plane[[require_slot(span) for span in spans]] = after
+        plane[self._indices([require_slot(span) for span in spans])] = after
+
+    def _indices(self, numbers: Sequence[int]) -> Tensor:
+        """Numbers of rows, on the device."""
+        return torch.as_tensor(numbers, dtype=torch.long, device=self.device)
 
     def _attend_cached(
         self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, placed: _Placed, cache: TorchCache, layer: int, scale: float, window: int | None

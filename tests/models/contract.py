@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from khola.engine.runner import in_turn
 from khola.loader.assemble import EXPERT, assemble
 from khola.models import architecture
 from khola.nn.decoder import logits
@@ -52,6 +53,8 @@ class Tiny:
     reference: Any
     raw: dict[str, Any]
     arrays: dict[str, NDArray[np.float32]]
+    on_disk: Callable[[str], str] = str
+    """What checkpoints call a tensor of the reference."""
     ids: NDArray[np.int64] = field(default_factory=lambda: np.random.default_rng(1).integers(0, VOCABULARY, LENGTH))
 
     @staticmethod
@@ -74,8 +77,8 @@ class Tiny:
                     parameter.copy_(
                         noise * (0.2 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5) * (0.5 if "lm_head" in key else 1)
                     )
-        arrays = {key: tensor.detach().numpy() for key, tensor in as_on_disk(model.named_parameters()).items()}
-        return Tiny(model, config.to_dict(), arrays)
+        arrays = {key: tensor.detach().numpy() for key, tensor in as_on_disk(model.named_parameters(), contract.on_disk).items()}
+        return Tiny(model, config.to_dict(), arrays, contract.on_disk)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -119,17 +122,17 @@ class Tiny:
         return [x[0].numpy() for x in out.hidden_states], out.logits[0].numpy()
 
 
-def as_on_disk(tensors: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def as_on_disk(tensors: Iterable[tuple[str, Any]], rename: Callable[[str], str]) -> dict[str, Any]:
     """A reference's tensors by their names in checkpoints, as views: its library keeps all experts of a layer in two tensors."""
     found: dict[str, Any] = {}
     for name, tensor in tensors:
         path, _, kind = name.rpartition(".")
         if not path.endswith(".experts"):
-            found[name] = tensor
+            found[rename(name)] = tensor
             continue
         for expert, values in enumerate(tensor):
             parts = zip(("gate_proj", "up_proj"), values.chunk(2), strict=True) if kind == "gate_up_proj" else [(kind, values)]
-            found |= {f"{path}.{expert}.{part}.weight": rows for part, rows in parts}
+            found |= {rename(f"{path}.{expert}.{part}.weight"): rows for part, rows in parts}
     return found
 
 
@@ -163,9 +166,10 @@ class Paged:
         self.tiny, self.ops, self.weights = tiny, ops, tiny.weights(ops)
         per_sequence = -(-LENGTH // PAGE_TOKENS)
         self.pages = rng.permutation(num_sequences * per_sequence).reshape(num_sequences, -1).astype(np.int32)
-        self.cache = ops.new_cache(tiny.architecture.cache(tiny.config), self.pages.size)
-        for plane in (*self.cache.keys, *self.cache.values):
+        self.cache = ops.new_cache(tiny.architecture.cache(tiny.config), self.pages.size, 2 * num_sequences)
+        for plane in (*self.cache.keys, *self.cache.values, *self.cache.states.values(), *self.cache.tails.values()):
             plane[:] = float("nan")
+        self.states = np.array([[-1, s] for s in rng.permutation(num_sequences)], np.int32)
 
     def feed(self, spans: dict[int, slice]) -> NDArray[Any]:
         """Logits of these positions of these sequences, all in one step; sequence s starts at token s of the prompt."""
@@ -180,7 +184,11 @@ class Paged:
             np.arange(rows, dtype=np.int32),
             used.astype(np.int32),
             self.cache,
+            states_S2=self.states[chosen],
         )
+        for s in chosen:
+            count, slot = len(self.states), int(self.states[s, 1])
+            self.states[s] = slot, (slot + count) % (2 * count)
         ids = np.concatenate([self.tiny.ids[s:][spans[s]] for s in chosen])
         return self.tiny.logits(self.ops, step, ids, self.weights)
 
@@ -193,6 +201,11 @@ class Contract:
     QUANTISED: ClassVar[dict[str, float]] = QUANTISED
     config_class: ClassVar[Callable[[], type[Any]]]
     model_class: ClassVar[Callable[[], type[Any]]]
+
+    @staticmethod
+    def on_disk(name: str) -> str:
+        """What checkpoints call a tensor of the reference."""
+        return name
 
     def test_tables_name_every_tensor(self, tiny: Tiny) -> None:
         wanted = tiny.architecture.tensors(tiny.config)
@@ -258,11 +271,12 @@ class Contract:
         ops, here, length = NativeOps(threads=2), tiny.architecture, 40
         weights, spec = tiny.weights(ops), here.cache(tiny.config)
         program = ops.compile(lambda ids, step, ops: logits(ids, here, weights, tiny.config, step, ops), spec, LENGTH, LENGTH)
-        cache, pages, found = ops.new_cache(spec, 3), np.array([[2, 0, 1]], np.int32), []
-        for first, last in ((0, length), *((at, at + 1) for at in range(length, LENGTH))):
+        cache, pages, found = ops.new_cache(spec, 3, 2), np.array([[2, 0, 1]], np.int32), []
+        for turn, (first, last) in enumerate(((0, length), *((at, at + 1) for at in range(length, LENGTH)))):
             rows = np.arange(last - first, dtype=np.int32)
             ends, answers = np.array([0, last - first], np.int32), np.full(last - first, first > 0)
-            step = Step(rows + np.int32(first), ends, np.array([last], np.int32), rows, pages, cache, answers)
+            states = np.array([in_turn(turn)], np.int32)
+            step = Step(rows + np.int32(first), ends, np.array([last], np.int32), rows, pages, cache, answers, states_S2=states)
             found.append(program(tiny.ids[first:last].astype(np.int32), step))
         exact = tiny.logits(NumpyOps())
         for what, got, want in (("prompt", found[0], exact[:length]), ("answer", np.concatenate(found[1:]), exact[length:])):
@@ -291,10 +305,11 @@ class Contract:
         ops = TorchOps(device="meta", dtype="bfloat16")
         weights, here = tiny.weights(ops), tiny.architecture
         pages = np.arange(6, dtype=np.int32).reshape(2, 3)
-        cache = ops.new_cache(here.cache(tiny.config), 6)
-        one = np.arange(3, dtype=np.int32)
-        decoding = Step(np.array([40, 70], np.int32), one, np.array([41, 71], np.int32), one[:2], pages, cache)
-        chunk = Step(np.arange(40, dtype=np.int32), np.array([0, 40], np.int32), np.array([40], np.int32), one, pages[:1], cache)
+        cache = ops.new_cache(here.cache(tiny.config), 6, 4)
+        one, states = np.arange(3, dtype=np.int32), np.array([[0, 1], [3, 2], [-1, 0]], np.int32)
+        decoding = Step(np.array([40, 70], np.int32), one, np.array([41, 71], np.int32), one[:2], pages, cache, states_S2=states[:2])
+        ends = np.array([0, 40], np.int32)
+        chunk = Step(np.arange(40, dtype=np.int32), ends, ends[1:], one, pages[:1], cache, states_S2=states[2:])
         for step, rows in ((whole_sequences([30, 45]), 75), (decoding, 2), (chunk, 3)):
             out = logits(tiny.ids[: len(step.positions_T)], here, weights, tiny.config, step, ops)
             assert out.device.type == "meta" and out.shape == (rows, VOCABULARY)
@@ -331,7 +346,8 @@ class Contract:
         tiny.reference.zero_grad()
         theirs = tiny.reference(torch.tensor(tiny.ids)[None]).logits[0]
         torch.nn.functional.cross_entropy(theirs, targets).backward()
-        for name, expected in as_on_disk((name, parameter.grad) for name, parameter in tiny.reference.named_parameters()).items():
+        gradients = ((name, parameter.grad) for name, parameter in tiny.reference.named_parameters())
+        for name, expected in as_on_disk(gradients, tiny.on_disk).items():
             leaf, place = named[name]
             assert leaf.grad is not None and torch.isfinite(leaf.grad).all(), name
             got, want = leaf.grad[place], half_split(tiny, name, expected)
@@ -373,7 +389,8 @@ def leaves(tiny: Tiny, weights: Any) -> dict[str, tuple[Any, Any]]:
     for name in tiny.arrays:
         path, _, ending = name.rpartition(".")
         expert = EXPERT.fullmatch(path)
-        weight = weights.below(f"{expert[1]}.{expert[3]}" if expert else path)
+        path = name if ending not in ("weight", "bias") else f"{expert[1]}.{expert[3]}" if expert else path
+        weight = weights.below(path)
         found[name] = (weight.bias if ending == "bias" else weight.data, int(expert[2]) if expert else ...)
     return found
 
@@ -381,7 +398,7 @@ def leaves(tiny: Tiny, weights: Any) -> dict[str, tuple[Any, Any]]:
 def half_split(tiny: Tiny, name: str, rows: Any) -> Any:
     """Rows of a tensor of the checkpoint in the order that they have once they are loaded."""
     pairs = tiny.architecture.pairs(tiny.config)
-    return rows[pairs[name].half_split(len(rows))] if name in pairs else rows
+    return rows[pairs[name].order(len(rows))] if name in pairs else rows
 
 
 def swap_gate_and_up(arrays: dict[str, Any], layer: int) -> None:
@@ -389,9 +406,10 @@ def swap_gate_and_up(arrays: dict[str, Any], layer: int) -> None:
     both = f"model.layers.{layer}.mlp.gate_up_proj.weight"
     if both in arrays:
         arrays[both] = np.roll(arrays[both], len(arrays[both]) // 2, axis=0)
-    for gate in [name for name in arrays if name.startswith(f"model.layers.{layer}.") and name.endswith(".gate_proj.weight")]:
-        up = gate.replace("gate_proj", "up_proj")
-        arrays[gate], arrays[up] = arrays[up], arrays[gate]
+    for gate, up in (("gate_proj", "up_proj"), ("w1", "w3")):
+        for name in [name for name in arrays if name.startswith(f"model.layers.{layer}.") and name.endswith(f".{gate}.weight")]:
+            other = name.replace(f".{gate}.", f".{up}.")
+            arrays[name], arrays[other] = arrays[other], arrays[name]
 
 
 class Checked:
@@ -407,6 +425,10 @@ class Checked:
             "split",
             "rotate",
             "attend",
+            "decay_scan",
+            "delta_scan",
+            "log_decay",
+            "causal_conv",
             "silu_mul",
             "sigmoid",
             "route",
