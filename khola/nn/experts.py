@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -139,14 +139,36 @@ class SparseConfig(CausalConfig, frozen=True, kw_only=True):
         return sparse_layers(self.num_hidden_layers, self.decoder_sparse_step, self.mlp_only_layers)
 
 
-def sparse_ffn(x_TD: Value, w: Any, layer: int, c: SparseConfig, ops: Ops) -> Value:
+class Sparse(Protocol):
+    """A configuration some of whose layers are mixtures."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the model."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of the layers without a mixture."""
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Of every layer that has one."""
+
+    @property
+    def sparse(self) -> tuple[bool, ...]:
+        """Which layers have one."""
+
+
+def sparse_ffn(x_TD: Value, w: Any, layer: int, c: Sparse, ops: Ops) -> Value:
     """A layer's mixture, or its one gated part, [T, D]."""
-    return mixture(x_TD, w, c.mixture, ops) if c.sparse[layer] else gated_ffn(x_TD, w, ops)
+    return mixture(x_TD, w, c.mixture, ops) if c.mixture is not None and c.sparse[layer] else gated_ffn(x_TD, w, ops)
 
 
-def sparse_ffn_tensors(prefix: str, layer: int, c: SparseConfig) -> Shapes:
+def sparse_ffn_tensors(prefix: str, layer: int, c: Sparse) -> Shapes:
     """Names and shapes of a layer's mixture, or of its one gated part."""
-    return mixture_tensors(prefix, c.mixture) if c.sparse[layer] else gated_ffn_tensors(prefix, c.hidden_size, c.intermediate_size)
+    if c.mixture is not None and c.sparse[layer]:
+        return mixture_tensors(prefix, c.mixture)
+    return gated_ffn_tensors(prefix, c.hidden_size, c.intermediate_size)
 
 
 SPARSE_IGNORED: Mapping[str, str] = {

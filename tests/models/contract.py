@@ -70,7 +70,9 @@ class Tiny:
             for key, parameter in model.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 if "norm" in key:
-                    parameter.copy_(1 + 0.2 * noise)
+                    parameter.add_(0.2 * noise)  # to 1, or to 0 where norms multiply by 1 + weight
+                elif key.endswith("A_log"):
+                    parameter.copy_(-3 + 0.5 * noise)
                 elif "embed_tokens" in key:
                     parameter.copy_(0.05 * noise)
                 else:
@@ -199,6 +201,9 @@ class Contract:
 
     CONFIGS: ClassVar[dict[str, dict[str, Any]]]
     QUANTISED: ClassVar[dict[str, float]] = QUANTISED
+    BFLOAT16: ClassVar[float] = BFLOAT16_SHARE
+    ROUNDING: ClassVar[float] = CACHED
+    """Largest difference of logits between two ways to compute the same."""
     config_class: ClassVar[Callable[[], type[Any]]]
     model_class: ClassVar[Callable[[], type[Any]]]
 
@@ -223,7 +228,7 @@ class Contract:
             paged = Paged(tiny, ops, 1, seed=2)
             found = np.concatenate([paged.feed({0: slice(at, at + 1)}) for at in range(LENGTH)])
             assert far(found, tiny.wanted[1]) <= LOGITS
-            assert far(found, tiny.logits(ops)) <= CACHED
+            assert far(found, tiny.logits(ops)) <= self.ROUNDING
 
     def test_cached_in_random_chunks_beside_others(self, tiny: Tiny) -> None:
         """Three sequences, each starting one token later in the prompt, mixed in steps of chunks and single tokens."""
@@ -243,7 +248,7 @@ class Contract:
                     first, done[s] = first + taken[s], span.stop
             for s, n in enumerate(lengths):
                 alone = tiny.logits(ops, ids=tiny.ids[s : s + n])
-                assert far(np.concatenate(found[s]), alone) <= CACHED
+                assert far(np.concatenate(found[s]), alone) <= self.ROUNDING
 
     def test_packed_is_one_by_one(self, tiny: Tiny) -> None:
         lengths, wanted_rows = [30, 1, 44], [0, 29, 30, 31, 74]
@@ -251,7 +256,7 @@ class Contract:
             packed = tiny.logits(ops, whole_sequences(lengths, wanted_rows))
             parts = np.split(tiny.ids, np.cumsum(lengths)[:-1])
             alone = np.concatenate([tiny.logits(ops, ids=part) for part in parts])
-            assert far(packed, alone[wanted_rows]) <= CACHED
+            assert far(packed, alone[wanted_rows]) <= self.ROUNDING
 
     def test_saved_and_loaded_is_equal(self, tiny: Tiny, tmp_path: Path) -> None:
         from safetensors.numpy import load_file, save_file
@@ -286,7 +291,7 @@ class Contract:
     def test_float32_is_float64(self, tiny: Tiny) -> None:
         exact = tiny.logits(NumpyOps(dtype="float64"))
         assert exact.dtype == np.float64
-        assert far(tiny.logits(NumpyOps()), exact) <= FLOAT32_FLOAT64
+        assert far(tiny.logits(NumpyOps()), exact) <= max(self.ROUNDING, FLOAT32_FLOAT64)
 
     def test_shapes_are_what_names_say(self, tiny: Tiny) -> None:
         """Every op and every function of the architecture, called with its arguments checked against their axes."""
@@ -328,7 +333,7 @@ class Contract:
         paged = Paged(tiny, ops, 1, seed=6)
         cached = np.concatenate([paged.feed({0: slice(0, 40)}), *(paged.feed({0: slice(at, at + 1)}) for at in range(40, LENGTH))])
         for found in (tiny.logits(ops), cached):
-            assert np.square(found - exact).sum() <= BFLOAT16_SHARE * np.square(theirs - exact).sum()
+            assert np.square(found - exact).sum() <= self.BFLOAT16 * np.square(theirs - exact).sum()
 
     def test_gradients_are_the_references(self, tiny: Tiny) -> None:
         import torch

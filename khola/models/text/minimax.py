@@ -2,7 +2,7 @@
 
 The residual that is carried on is the normed one: h = norm(x), x = alpha h + beta f(h). Softmax layers rotate the first half of each head.
 
-Source   MiniMax-01, arXiv:2501.08313 section 2; DeepNorm, arXiv:2203.00555 section 4; transformers `models/minimax`, which turns whole heads.
+Source   MiniMax-01, arXiv:2501.08313 section 2; DeepNorm, arXiv:2203.00555 section 4; transformers `models/minimax`, which turns all.
 Files    safetensors MiniMaxText01ForCausalLM, and MiniMaxForCausalLM of the -hf repository; no GGUF.
 Shapes   T packed tokens, R rows whose logits are wanted, D hidden, V vocabulary.
 """
