@@ -5,6 +5,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "kernels.h"
 #include "layout.h"
 
 // Without external linkage: a copy that was compiled with one instruction set's options must not serve the others.
