@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from khola.engine.engine import Engine
 from khola.engine.request import Event, Failed, Finished, Request, Sampling
-from khola.engine.runner import ModelRunner, Part
+from khola.engine.runner import ModelRunner, Part, in_turn
 from khola.errors import AskedWrong
 from khola.loader.loaded import Loaded
 from khola.ops.vocabulary import PAGE_TOKENS
@@ -170,13 +170,13 @@ def scored_targets(windows: Sequence[Sequence[int]]) -> list[int]:
 def window_logprobs(loaded: Loaded, windows: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
     """Log-probabilities of every token at the scored places, a few pages at a time, [r, V] each and R rows in all."""
     pages = -(-max(map(len, windows)) // PAGE_TOKENS)
-    runner = ModelRunner(loaded, pages)
+    runner = ModelRunner(loaded, pages, num_states=2)
     for ids in windows:
         half = len(ids) // 2
         for at in range(0, len(ids) - 1, SCORED_AT_ONCE):
             part = ids[at : min(at + SCORED_AT_ONCE, len(ids) - 1)]
             wanted = range(min(max(half - at, 0), len(part)), len(part))
-            (rows_rV,) = runner.logits([Part(part, at, range(pages), wanted)])
+            (rows_rV,) = runner.logits([Part(part, at, range(pages), wanted, states=in_turn(at // SCORED_AT_ONCE))])
             if wanted:
                 yield log_softmax(rows_rV[:, : loaded.vocab_tokens])
 

@@ -29,6 +29,8 @@ from khola.chat.template import TemplateWorker, render_template
 from khola.engine.admission import DEFAULT_CONTEXT_TOKENS
 from khola.engine.engine import Engine
 from khola.engine.request import Failed, Finished, Request, Sampling
+from khola.engine.scheduler import Limits
+from khola.engine.states import slots_for
 from khola.engine.stats import Stats
 from khola.errors import AskedWrong, EmptyPrompt, NoTemplate, OurFault
 from khola.loader import load_model
@@ -109,7 +111,10 @@ class Model:
         **engine_options: Any,
     ) -> None:
         if cache_tokens is None:
-            cache_tokens = context or default_cache_tokens(loaded.ops.token_bytes(loaded.cache), loaded.context_tokens, available_bytes)
+            slots = slots_for(engine_options.get("max_rows", Limits.max_rows)) if loaded.cache.states else 0
+            states_bytes = slots * loaded.ops.state_bytes(loaded.cache) if slots else 0
+            token_bytes = loaded.ops.token_bytes(loaded.cache)
+            cache_tokens = context or default_cache_tokens(token_bytes, loaded.context_tokens, available_bytes, states_bytes)
         self.loaded = loaded
         self.engine = Engine(loaded, cache_tokens=cache_tokens, context_tokens=context, available_bytes=available_bytes, **engine_options)
         self._trust_template = trust_template
@@ -356,10 +361,17 @@ class Model:
         return ends
 
 
-def default_cache_tokens(token_bytes: int, trained_tokens: int, available_bytes: int | None) -> int:
-    """Tokens of the cache when nobody asked for a number: the trained context, 8,192, or what fits into memory, whichever is least."""
+def default_cache_tokens(token_bytes: int, trained_tokens: int, available_bytes: int | None, states_bytes: int = 0) -> int:
+    """Tokens of the cache when nobody asked for a number: the trained context, 8,192, or what fits into memory, whichever is least.
+
+    Args:
+        token_bytes: memory of a token.
+        trained_tokens: the trained context.
+        available_bytes: memory for tokens and states; None when it is not known.
+        states_bytes: memory of states.
+    """
     wanted = min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
     if available_bytes is None:
         return wanted
-    fitting = available_bytes // token_bytes // PAGE_TOKENS * PAGE_TOKENS
+    fitting = (available_bytes - states_bytes) // token_bytes // PAGE_TOKENS * PAGE_TOKENS
     return min(wanted, max(fitting, PAGE_TOKENS))

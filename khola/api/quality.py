@@ -18,7 +18,7 @@ from khola.api.header import read_header
 from khola.api.model import Model
 from khola.data.judging import judging_texts
 from khola.engine.request import Sampling
-from khola.engine.runner import ModelRunner, Part
+from khola.engine.runner import ModelRunner, Part, in_turn
 from khola.errors import EmptyPrompt
 from khola.loader import load_model
 from khola.loader.find import find
@@ -158,10 +158,10 @@ def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 def _logprobs(loaded: Loaded, ids: tuple[int, ...]) -> Iterator[Floats]:
     """Log-probabilities of what follows each token but the last, in chunks of rows, [t, V]."""
     pages = range(-(-len(ids) // PAGE_TOKENS))
-    runner = ModelRunner(loaded, len(pages))
+    runner = ModelRunner(loaded, len(pages), num_states=2)
     for start in range(0, len(ids) - 1, CHUNK_TOKENS):
         some = ids[start : min(start + CHUNK_TOKENS, len(ids) - 1)]
-        (rows,) = runner.logits([Part(ids=some, first=start, pages=pages, wanted=range(len(some)))])
+        (rows,) = runner.logits([Part(some, start, pages, range(len(some)), states=in_turn(start // CHUNK_TOKENS))])
         # Rows of padding are never chosen, and have no part in the distribution.
         rows = rows[:, : loaded.tokenizer.size]
         rows = rows - rows.max(axis=1, keepdims=True)

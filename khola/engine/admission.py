@@ -11,17 +11,18 @@ DEFAULT_CONTEXT_TOKENS = 8192
 """Prompt and answer together, and the cache that holds them, when nobody asks for another number and the memory is there."""
 
 
-def require_memory(num_pages: int, available_bytes: int | None, token_bytes: int) -> int:
+def require_memory(num_pages: int, available_bytes: int | None, token_bytes: int, states_bytes: int = 0) -> int:
     """Memory of a cache, in bytes.
 
     Args:
         num_pages: pages of the cache.
         available_bytes: memory that may be used; None when it is not known.
         token_bytes: memory of one cached token in the interpreter.
+        states_bytes: memory of all slots for states of sequences.
     Raises:
         NoMemory: the cache does not fit.
     """
-    needed = token_bytes * num_pages * PAGE_TOKENS
+    needed = states_bytes + token_bytes * num_pages * PAGE_TOKENS
     if available_bytes is not None and needed > available_bytes:
         raise NoMemory(
             "a cache of {tokens} tokens needs {needed_mb} MB, and {available_mb} MB are free",

@@ -31,6 +31,7 @@ from khola.engine.runner import ModelRunner, Part, Runner
 from khola.engine.sampler import Chooser
 from khola.engine.scheduler import Limits, Scheduler, Sequence
 from khola.engine.speculate import Pace, shares
+from khola.engine.states import States, slots_for
 from khola.engine.stats import Stats
 from khola.engine.stream import EventStream
 from khola.errors import AskedWrong, Cancelled, KholaError, NoMemory, OurFault
@@ -92,10 +93,11 @@ class Engine:
         self.num_pages = max(1, -(-cache_tokens // PAGE_TOKENS))
         wanted = min(loaded.context_tokens, cache_tokens) if context_tokens is None else context_tokens
         self.context_tokens = require_context(wanted, loaded.context_tokens, self.num_pages * PAGE_TOKENS)
-        self.cache_bytes = require_memory(self.num_pages, available_bytes, loaded.ops.token_bytes(loaded.cache))
-        self._runner: Runner | None = (
-            ModelRunner(loaded, self.num_pages, max_rows=step_tokens, max_context=self.context_tokens) if runner is None else runner
-        )
+        slots = slots_for(max_rows) if loaded.cache.states else 0
+        states_bytes = slots * loaded.ops.state_bytes(loaded.cache) if slots else 0
+        self.cache_bytes = require_memory(self.num_pages, available_bytes, loaded.ops.token_bytes(loaded.cache), states_bytes)
+        sizes = {"max_rows": step_tokens, "max_context": self.context_tokens, "num_states": slots}
+        self._runner: Runner | None = ModelRunner(loaded, self.num_pages, **sizes) if runner is None else runner
         self._grammars = Grammars(loaded.tokenizer, loaded.stop_ids)
         self._num_tokens = min(loaded.tokenizer.size, loaded.vocab_tokens)
         self._clock = clock
@@ -110,8 +112,7 @@ class Engine:
         self._counts = dict.fromkeys(COUNTS, 0)
         self._pace = Pace()
         self._step_s = 0.0
-        self._pages = Pages(self.num_pages)
-        self._scheduler = Scheduler(self._pages, self.limits)
+        self._pages, self._scheduler = self._new_books()
 
     def submit(self, request: Request) -> None:
         """Let a request wait for its turn; its events come out of `step`.
@@ -122,7 +123,8 @@ class Engine:
             UnknownOption: a sampling value lies outside its range.
             Busy: too many requests are waiting.
             BadGrammar, BadSchema: its grammar cannot be compiled.
-            AskedWrong: the engine is closed, the request is on its way already, or it names an id that does not exist.
+            AskedWrong: the engine is closed, the request is on its way already, it names an id that does not exist, or it asks for guesses
+                that this model cannot take back.
         """
         self._submit(request, None)
 
@@ -161,12 +163,15 @@ class Engine:
     def stats(self) -> Stats:
         """What the engine has done and holds now."""
         with self._turn:
+            states = self._scheduler.states
             return Stats(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting) + self._new,
                 pages=self.num_pages,
                 pages_used=self._pages.used,
                 pages_kept=self._pages.kept,
+                states_used=0 if states is None else states.used,
+                states_kept=0 if states is None else states.kept,
                 cache_bytes=self.cache_bytes,
                 preemptions=self._scheduler.preemptions,
                 **self._counts,
@@ -182,9 +187,19 @@ class Engine:
             self._start_anew(Cancelled("the engine was closed"))
             self._turn.notify_all()
 
+    def _new_books(self) -> tuple[Pages, Scheduler]:
+        """Of an engine that holds nothing."""
+        pages = Pages(self.num_pages)
+        return pages, Scheduler(pages, self.limits, States(self.limits.max_rows) if self.loaded.cache.states else None)
+
     def _submit(self, request: Request, outbox: deque[Event] | None) -> None:
         """Check a request and put it into the inbox."""
         accept(request, self.context_tokens, self.loaded.context_tokens, self._num_tokens)
+        if request.sampling.speculate and self.loaded.cache.states:
+            raise AskedWrong(
+                "this model keeps a state of the text, from which a wrong guess could not be taken back; it does not speculate",
+                hint="leave speculate out: the answer is the same",
+            )
         job = self._job(request, outbox)
         with self._turn:
             if self._runner is None:
@@ -285,7 +300,9 @@ class Engine:
         return [(job, job.part(rows, now)) for sequence, rows in plan.items() if (job := self._by_sequence.get(sequence))]
 
     def _guess(self) -> None:
-        """Let those who decode guess what comes next, as far as that pays."""
+        """Let those who decode guess what comes next, as far as that pays; not where a wrong guess would spoil a state."""
+        if self._scheduler.states is not None:
+            return
         jobs = [job for sequence in self._scheduler.running if (job := self._by_sequence[sequence]).decodes]
         drafts = [job.draft() for job in jobs]
         if any(drafts):
@@ -357,8 +374,7 @@ class Engine:
         self._by_sequence.clear()
         self._inbox.clear()
         self._new = 0
-        self._pages = Pages(self.num_pages)
-        self._scheduler = Scheduler(self._pages, self.limits)
+        self._pages, self._scheduler = self._new_books()
         for job in jobs:
             self._tell(job, [job.fail(error)])
 

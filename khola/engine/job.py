@@ -94,7 +94,8 @@ class Job:
         draws = 1 + drafts if last and not self.reads_only else 0
         answers = sequence.answers(sequence.known, sequence.known + rows)
         best = self._chooser.num_best if self._constraint is None and not sequence.every_row else 0
-        return Part(ids + sequence.drafts[:drafts], sequence.known, sequence.pages, wanted, drafts, answers, draws, best)
+        states = (sequence.held.now, sequence.held.next) if sequence.held.next >= 0 else None
+        return Part(ids + sequence.drafts[:drafts], sequence.known, sequence.pages, wanted, drafts, answers, draws, best, states)
 
     def read(self, part: Part, rows: NDArray[np.float32] | Scores, now: float) -> list[Event]:
         """Take in the numbers of a computed part: scores, hidden states, and the next token once the whole sequence is known.

@@ -44,6 +44,8 @@ class Part:
     """How many of the wanted ones, the last ones, a token is drawn from."""
     best: int = 0
     """So many of the best logits of a row are all that is needed of it; 0: others are needed too."""
+    states: tuple[int, int] | None = None
+    """Slots that its sequence's state is read from (-1: it starts) and written to; None where the model keeps none."""
 
     @property
     def length(self) -> int:
@@ -54,7 +56,8 @@ class Part:
         """The part without its guesses."""
         ids = self.ids[: len(self.ids) - self.drafts]
         wanted = range(self.wanted.start, len(ids))
-        return Part(ids, self.first, self.pages, wanted, 0, self.answers[: len(ids)], max(0, self.draws - self.drafts), self.best)
+        draws = max(0, self.draws - self.drafts)
+        return Part(ids, self.first, self.pages, wanted, 0, self.answers[: len(ids)], draws, self.best, self.states)
 
 
 class Runner(Protocol):
@@ -99,7 +102,9 @@ def pack(parts: Sequence[Part], cache: Any) -> tuple[NDArray[np.int32], Step]:
     answers = b"".join(part.answers or bytes(len(part.ids)) for part in parts)
     drawn = b"".join(bytes(len(part.wanted) - part.draws) + b"\1" * part.draws for part in parts)
     kinds = np.frombuffer(answers, np.bool_), np.frombuffer(drawn, np.bool_)
-    return ids_T, Step(positions_T, starts_S1, lengths_S, rows_R, pages_SP, cache, *kinds)
+    slots = [part.states for part in parts if part.states is not None]
+    states_S2 = np.array(slots, np.int32) if slots else None
+    return ids_T, Step(positions_T, starts_S1, lengths_S, rows_R, pages_SP, cache, *kinds, states_S2)
 
 
 class ModelRunner:
@@ -110,13 +115,14 @@ class ModelRunner:
         num_pages: pages of its cache.
         max_rows: rows of a step at most.
         max_context: positions of a sequence at most; by default as many as the pages hold.
+        num_states: slots for states of sequences.
     Raises:
         NoMemory: the cache or the buffers of a step do not fit.
     """
 
-    def __init__(self, loaded: Loaded, num_pages: int, *, max_rows: int = MAX_ROWS, max_context: int = 0) -> None:
+    def __init__(self, loaded: Loaded, num_pages: int, *, max_rows: int = MAX_ROWS, max_context: int = 0, num_states: int = 0) -> None:
         self._loaded = loaded
-        self._cache = loaded.ops.new_cache(loaded.cache, num_pages)
+        self._cache = loaded.ops.new_cache(loaded.cache, num_pages, num_states)
         self._limits = (max_context or num_pages * PAGE_TOKENS, max_rows)
         self._logits = self._compiled(loaded.logits)
         self._hidden: Program | None = None
@@ -151,6 +157,15 @@ class ModelRunner:
         with np.errstate(all="ignore"):
             rows = program(*pack(parts, self._cache))
         return [rows[end - len(part.wanted) : end] for part, end in _ends(parts)]
+
+
+def in_turn(chunk: int) -> tuple[int, int]:
+    """Slots for the state of a sequence that is computed by itself, chunk by chunk: two, which take turns.
+
+    Args:
+        chunk: its number, from 0.
+    """
+    return (chunk - 1) % 2 if chunk else -1, chunk % 2
 
 
 def _ends(parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:

@@ -19,6 +19,7 @@ from itertools import islice
 
 from khola.engine import prefix
 from khola.engine.pages import Pages, Tail
+from khola.engine.states import Held, States
 from khola.errors import Busy, NoMemory, UnknownOption
 from khola.ops.vocabulary import PAGE_TOKENS
 
@@ -79,6 +80,10 @@ class Sequence:
     tells answers from prompts."""
     drafts: list[int] = field(default_factory=list)
     """Guesses at what comes after its tokens, for the next step. Their keys and values lie behind `known`: nobody reads or shares them."""
+    held: Held = field(default_factory=Held)
+    """Slots of its state, where the model keeps one."""
+    boundary: int = 0
+    """Tokens behind which its state is worth a snapshot: the last full page of what it was admitted with."""
 
     @property
     def pending(self) -> int:
@@ -108,10 +113,17 @@ class Sequence:
 
 
 class Scheduler:
-    """Waiting and running sequences, both oldest first, and the pages between them."""
+    """Waiting and running sequences, both oldest first, and the pages between them.
 
-    def __init__(self, pages: Pages, limits: Limits) -> None:
+    Args:
+        pages: of the cache.
+        limits: on sequences and tokens.
+        states: slots for states of sequences; None where the model keeps none.
+    """
+
+    def __init__(self, pages: Pages, limits: Limits, states: States | None = None) -> None:
         self.pages = pages
+        self.states = states
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -153,6 +165,9 @@ class Scheduler:
         """Take a sequence out whose numbers went wrong: what it wrote will not be found by others."""
         for page in sequence.pages:
             self.pages.spoil(page)
+        if self.states is not None:
+            for digest in sequence.digests:
+                self.states.forget(digest)
         self._leave(sequence)
         self._free(sequence, spoiled=True)
 
@@ -164,7 +179,7 @@ class Scheduler:
         seen = self.limits.logit_rows
         for sequence in self._prefilling(plan):
             self._reuse(sequence)
-            rows = min(sequence.pending, budget, seen if sequence.every_row else budget)
+            rows = min(self._chunk(sequence), budget, seen if sequence.every_row else budget)
             if rows:
                 plan[sequence] = rows
                 budget -= rows
@@ -176,6 +191,9 @@ class Scheduler:
             guesses = self._room(sequence, min(len(sequence.drafts), budget))
             plan[sequence] += guesses
             budget -= guesses
+        if self.states is not None:
+            for sequence in plan:
+                self.states.begin(sequence.held)
         return plan
 
     def computed(self, sequence: Sequence, rows: int) -> None:
@@ -191,9 +209,24 @@ class Scheduler:
         sequence.name_pages(after)
         for page, digest in islice(zip(sequence.pages, sequence.digests, strict=False), before, after):
             self.pages.seal(page, digest)
+        self._keep_state(sequence)
         sequence.drafts = []
         while sequence.missing_pages < 0:
             self.pages.release(sequence.pages.pop())
+
+    def _keep_state(self, sequence: Sequence) -> None:
+        """Take over the state that a step has written, with a snapshot where a prompt's last full page ends, or one of an answer."""
+        if self.states is None:
+            return
+        self.states.advance(sequence.held)
+        full, rest = divmod(sequence.known, PAGE_TOKENS)
+        if not rest and sequence.known >= sequence.boundary:
+            self.states.keep(sequence.held, sequence.digests[full - 1], in_answer=sequence.known > sequence.boundary)
+
+    def _chunk(self, sequence: Sequence) -> int:
+        """Tokens that a step may compute of a prompt: up to where its state shall be kept."""
+        before = sequence.boundary - sequence.known
+        return before if self.states is not None and before > 0 else sequence.pending
 
     def _leave(self, sequence: Sequence) -> None:
         """Neither run nor wait."""
@@ -248,6 +281,7 @@ class Scheduler:
         for page in known:
             self.pages.share(page)
         sequence.pages = known
+        sequence.boundary = (len(sequence.tokens) - 1) // PAGE_TOKENS * PAGE_TOKENS
         self._advance(sequence, len(known) * PAGE_TOKENS)
         self._adopt_tail(sequence)
         while sequence.missing_pages:
@@ -257,9 +291,13 @@ class Scheduler:
         return True
 
     def _adopt_tail(self, sequence: Sequence) -> None:
-        """Go on in a page that somebody who began alike left half full, as far as the tokens agree."""
+        """Go on in a page that somebody who began alike left half full, as far as the tokens agree; no snapshot says where that is."""
         full = len(sequence.pages)
-        found = None if sequence.every_row else self.pages.find_tail(sequence.digests[full - 1] if full else sequence.root)
+        found = (
+            None
+            if sequence.every_row or self.states is not None
+            else self.pages.find_tail(sequence.digests[full - 1] if full else sequence.root)
+        )
         if found is None:
             return
         page, tail = found
@@ -271,7 +309,10 @@ class Scheduler:
             self._advance(sequence, alike)
 
     def _known_pages(self, sequence: Sequence) -> list[int]:
-        """Pages that hold the start of a sequence already; its last token is always computed, because its logits are wanted."""
+        """Pages that hold the start of a sequence already; its last token is always computed, because its logits are wanted.
+
+        Where the model keeps states, the pages end where a snapshot was taken: the rest is computed again.
+        """
         if sequence.every_row:
             return []
         full = (len(sequence.tokens) - 1) // PAGE_TOKENS
@@ -282,6 +323,8 @@ class Scheduler:
             if page is None:
                 break
             pages.append(page)
+        while self.states is not None and pages and not self.states.knows(sequence.digests[len(pages) - 1]):
+            pages.pop()
         return pages
 
     def _reuse(self, sequence: Sequence) -> None:
@@ -297,15 +340,19 @@ class Scheduler:
         self._advance(sequence, len(known) * PAGE_TOKENS)
 
     def _advance(self, sequence: Sequence, tokens: int) -> None:
-        """Count tokens that were found and not computed."""
+        """Count tokens that were found and not computed, and take over the state behind them."""
         sequence.known += tokens
+        if tokens and self.states is not None:
+            self.states.adopt(sequence.held, sequence.digests[sequence.known // PAGE_TOKENS - 1])
         sequence.found += 0 if sequence.preempted else tokens
 
     def _free(self, sequence: Sequence, spoiled: bool = False) -> None:
         """Let go of all pages, the last first, so that the start of a prompt stays findable longest."""
         full, rest = divmod(sequence.known, PAGE_TOKENS)
         tail = None
-        if rest and not spoiled:
+        if self.states is not None:
+            self.states.leave(sequence.held)
+        elif rest and not spoiled:
             parent = sequence.digests[full - 1] if full else sequence.root
             tail = Tail(parent, sequence.named(full * PAGE_TOKENS, sequence.known))
         for index, page in reversed(list(enumerate(sequence.pages))):

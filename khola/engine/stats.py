@@ -17,8 +17,12 @@ class Stats:
     """Pages that running requests hold."""
     pages_kept: int
     """Pages whose content can be found again, used or not."""
+    states_used: int
+    """Slots for states that running requests hold; 0 where the model keeps none."""
+    states_kept: int
+    """Snapshots of states, from which a prompt that begins alike can go on."""
     cache_bytes: int
-    """Memory of the whole cache."""
+    """Memory of the whole cache, states included."""
     steps: int
     step_s: float
     """Seconds spent in steps."""

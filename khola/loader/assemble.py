@@ -18,8 +18,8 @@ from khola.ops.stack import Stack
 from khola.ops.vocabulary import Interpreter, Stored
 from khola.ops.weights import Tree, tree_of
 
-BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope_freqs\.weight$")
-"""Tables of rotary frequencies that older tools saved; the configuration says the same."""
+BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope_freqs\.weight$|\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$")
+"""Tables of rotary frequencies and of decays that tools saved; the configuration says the same."""
 
 MTP = re.compile(r"(model\.)?mtp[._].+")
 """Layers that predict a second token, as ERNIE and Qwen name them: a forward pass does not read them."""
@@ -63,7 +63,7 @@ def assemble(
     _leave_second_token(wanted, found, config.spare, file, tell)
     _check_names(wanted, found, file)
     _check_shapes(wanted, found, file)
-    found |= _half_split(architecture, config, found)
+    found |= _moved(architecture, config, found)
     biases = {weight: bias for bias in wanted if (weight := _biased(bias)) in wanted}
     inside = set(biases.values())
     return tree_of(
@@ -79,10 +79,10 @@ def _biased(name: str) -> str:
     return f"{router[1]}.gate.weight" if router else f"{name.removesuffix('.bias')}.weight"
 
 
-def _half_split(architecture: Architecture, config: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors whose rotary pairs lie side by side, with their rows moved to where every interpreter wants them."""
-    pairs = architecture.pairs(config)
-    return {name: Rows(name, found[name], one.half_split(found[name].shape[0])) for name, one in pairs.items()}
+def _moved(architecture: Architecture, config: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors whose rows lie in an order of their own, with these moved to where every interpreter wants them."""
+    moved = architecture.pairs(config)
+    return {name: Rows(name, found[name], one.order(found[name].shape[0])) for name, one in moved.items()}
 
 
 def _stacked(wanted: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -15,7 +15,12 @@ from khola.errors import UnsupportedFormat
 from khola.models import text
 from khola.nn.specs import FILE, Architecture
 
-ALIASES: Mapping[str, str] = {"kimi_k2": "deepseek_v3"}
+ALIASES: Mapping[str, str] = {
+    "kimi_k2": "deepseek_v3",
+    "minimax_text_01": "minimax",
+    "qwen3_5_text": "qwen3_5",
+    "qwen3_5_moe_text": "qwen3_5",
+}
 """Values of `model_type` that mean an architecture whose file has another name."""
 
 

@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from khola.nn.attention import Attention, adjacent_pairs, attention_tensors
-from khola.nn.pairs import Pairs
+from khola.nn.attention import Attention, attention_tensors, moved_rows
+from khola.nn.pairs import Moved
 from khola.nn.rope import Theta, rope_from_config
 from khola.nn.specs import Epsilon, Heads, HeadSize, Layers, Positions, Strict, Vocabulary, Width, check_heads
 from khola.ops.vocabulary import CacheSpec, Ops, Rope, Value
 
 LAYERS = "model.layers"
+NORMS = ("input_layernorm", "post_attention_layernorm")
+"""Of a layer, over the hidden width."""
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -95,16 +97,19 @@ def cache(c: CausalConfig) -> CacheSpec:
     return CacheSpec(tuple(attention.cache for attention in c.attentions))
 
 
-def pairs(c: CausalConfig) -> dict[str, Pairs]:
-    """Tensors whose rotary pairs lie side by side."""
-    found: dict[str, Pairs] = {}
+def pairs(c: CausalConfig) -> dict[str, Moved]:
+    """Tensors whose rows are moved when they are loaded."""
+    found: dict[str, Moved] = {}
     for layer, attention in enumerate(c.attentions):
-        found |= adjacent_pairs(f"{LAYERS}.{layer}.self_attn.", attention)
+        found |= moved_rows(f"{LAYERS}.{layer}.self_attn.", attention)
     return found
 
 
 def decoder_tensors(
-    c: CausalConfig, inner: Callable[[str, int], Shapes], norms: Sequence[str] = ("input_layernorm", "post_attention_layernorm")
+    c: CausalConfig,
+    inner: Callable[[str, int], Shapes],
+    norms: Sequence[str] = NORMS,
+    mixer: Callable[[str, int], Shapes] | None = None,
 ) -> Shapes:
     """Name and shape of every tensor of the checkpoint.
 
@@ -112,11 +117,13 @@ def decoder_tensors(
         c: the configuration.
         inner: tensors of the part behind attention, by their prefix, which ends with a dot, and the layer.
         norms: names of a layer's norms over the hidden width.
+        mixer: tensors of the part that mixes tokens, by the layer's prefix and the layer; attention everywhere by default.
     """
 
     def layer_tensors(here: str, layer: int) -> Shapes:
         found: Shapes = {f"{here}{name}.weight": (c.hidden_size,) for name in norms}
-        return found | attention_tensors(f"{here}self_attn.", c.attentions[layer]) | inner(f"{here}mlp.", layer)
+        found |= mixer(here, layer) if mixer else attention_tensors(f"{here}self_attn.", c.attentions[layer])
+        return found | inner(f"{here}mlp.", layer)
 
     return whole_tensors(c, layer_tensors)
 

@@ -34,6 +34,8 @@ class Mixture(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the router's bias, which only helps to choose; empty where there is none."""
     correction_shape: Literal["[X]", "[1, X]"] = "[X]"
     """How it lies in the checkpoint."""
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    """Of an expert's matrices: gate, up and down."""
     shared: str = ""
     """Name of the part that takes every token; empty where there is none."""
     shared_inner: int = 0
@@ -51,8 +53,7 @@ def mixture(x_TD: Value, w: Any, m: Mixture, ops: Ops) -> Value:
         m: sizes, names and the way of choosing.
         ops: the interpreter.
     """
-    own = w.experts
-    y_TD = ops.experts(x_TD, ops.route(x_TD, w.gate, m.routing), own.gate_proj, own.up_proj, own.down_proj)
+    y_TD = ops.experts(x_TD, ops.route(x_TD, w.gate, m.routing), *(w.experts.below(name) for name in m.names))
     if not m.shared:
         return y_TD
     shared_TD = gated_ffn(x_TD, w.below(m.shared), ops)
@@ -65,7 +66,8 @@ def mixture_tensors(prefix: str, m: Mixture) -> dict[str, tuple[int, ...]]:
     if m.correction:
         found[f"{prefix}{m.correction}"] = (m.experts,) if m.correction_shape == "[X]" else (1, m.experts)
     for expert in range(m.experts):
-        found |= gated_ffn_tensors(f"{prefix}experts.{expert}.", m.hidden, m.inner)
+        gate, up, down = (f"{prefix}experts.{expert}.{name}.weight" for name in m.names)
+        found |= {gate: (m.inner, m.hidden), up: (m.inner, m.hidden), down: (m.hidden, m.inner)}
     if m.shared:
         found |= gated_ffn_tensors(f"{prefix}{m.shared}.", m.hidden, m.shared_inner)
     if m.shared_gate:
@@ -143,34 +145,36 @@ class SparseConfig(CausalConfig, frozen=True, kw_only=True):
         return sparse_layers(self.num_hidden_layers, self.decoder_sparse_step, self.mlp_only_layers)
 
 
-class Mixed(Protocol):
+class Sparse(Protocol):
     """A configuration some of whose layers are mixtures."""
 
     @property
     def hidden_size(self) -> int:
-        """Width of the hidden states."""
+        """Of the model."""
 
     @property
     def intermediate_size(self) -> int:
         """Inner width of the layers without a mixture."""
 
     @property
-    def mixture(self) -> Mixture:
-        """The mixture of every layer that has one."""
+    def mixture(self) -> Mixture | None:
+        """Of every layer that has one."""
 
     @property
     def sparse(self) -> tuple[bool, ...]:
-        """Which layers are mixtures."""
+        """Which layers have one."""
 
 
-def sparse_ffn(x_TD: Value, w: Any, layer: int, c: Mixed, ops: Ops) -> Value:
+def sparse_ffn(x_TD: Value, w: Any, layer: int, c: Sparse, ops: Ops) -> Value:
     """A layer's mixture, or its one gated part, [T, D]."""
-    return mixture(x_TD, w, c.mixture, ops) if c.sparse[layer] else gated_ffn(x_TD, w, ops)
+    return mixture(x_TD, w, c.mixture, ops) if c.mixture is not None and c.sparse[layer] else gated_ffn(x_TD, w, ops)
 
 
-def sparse_ffn_tensors(prefix: str, layer: int, c: Mixed) -> Shapes:
+def sparse_ffn_tensors(prefix: str, layer: int, c: Sparse) -> Shapes:
     """Names and shapes of a layer's mixture, or of its one gated part."""
-    return mixture_tensors(prefix, c.mixture) if c.sparse[layer] else gated_ffn_tensors(prefix, c.hidden_size, c.intermediate_size)
+    if c.mixture is not None and c.sparse[layer]:
+        return mixture_tensors(prefix, c.mixture)
+    return gated_ffn_tensors(prefix, c.hidden_size, c.intermediate_size)
 
 
 SPARSE_IGNORED: Mapping[str, str] = {

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from khola.errors import BadConfig, UnknownKey
-from khola.nn.pairs import Pairs
+from khola.nn.pairs import Moved
 from khola.ops.vocabulary import CacheSpec, Ops, Step, Value
 
 FILE = "config.json"
@@ -97,8 +97,8 @@ class Architecture(Protocol):
     def tensors(self, c: Any) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the checkpoint, as on disk."""
 
-    def pairs(self, c: Any) -> dict[str, Pairs]:
-        """Tensors whose rotary pairs lie side by side in the checkpoint."""
+    def pairs(self, c: Any) -> dict[str, Moved]:
+        """Tensors whose rows are moved when they are loaded: their rotary pairs lie side by side, or several parts head by head."""
 
     def cache(self, c: Any) -> CacheSpec:
         """What the layers keep of every token."""

@@ -141,7 +141,11 @@ class NativeOps:
         """A part of a page, in which heads are padded to 32 numbers and codes have their scales."""
         return int(library().kh_cache_bytes(_layers(spec), len(spec.layers), 1, self.cache_form)) // PAGE_TOKENS
 
-    def new_cache(self, spec: CacheSpec, num_pages: int) -> NativeCache:
+    def state_bytes(self, spec: CacheSpec) -> int:
+        """Numbers of 32 bits."""
+        return spec.numbers_per_state() * 4
+
+    def new_cache(self, spec: CacheSpec, num_pages: int, num_states: int = 0) -> NativeCache:
         """Pages in bfloat16 or in codes of 8 bits.
 
         Raises:
@@ -235,6 +239,38 @@ class NativeOps:
         width = heads * size + sum(slot.width for slot in inputs[1:])
         return self.emit("head_linear", inputs, width, weights=(Weight(matrices.name, matrices),), heads=heads, size=size)
 
+    def decay_scan(self, q_THE: Slot, k_THE: Slot, v_THF: Slot, decay_H: tuple[float, ...], step: Step, layer: int) -> Slot:
+        """Refused: there is no kernel yet.
+
+        Raises:
+            NoKernel: always.
+        """
+        raise NoKernel("layers that keep a state have no native kernel")
+
+    def delta_scan(self, q_TKE: Slot, k_TKE: Slot, v_THF: Slot, log_decay_TH: Slot, share_TH: Slot, step: Step, layer: int) -> Slot:
+        """Refused: there is no kernel yet.
+
+        Raises:
+            NoKernel: always.
+        """
+        raise NoKernel("layers that keep a state have no native kernel")
+
+    def log_decay(self, a_TH: Slot, rate: Weight, bias: Weight) -> Slot:
+        """Refused: there is no kernel yet.
+
+        Raises:
+            NoKernel: always.
+        """
+        raise NoKernel("layers that keep a state have no native kernel")
+
+    def causal_conv(self, x_TC: Slot, weight: Weight, step: Step, layer: int) -> Slot:
+        """Refused: there is no kernel yet.
+
+        Raises:
+            NoKernel: always.
+        """
+        raise NoKernel("layers that keep a state have no native kernel")
+
     def silu_mul(self, gate: Slot, up: Slot) -> Slot:
         """gate x sigmoid(gate) x up."""
         return self.emit("silu_mul", (gate, up), gate.width)
@@ -276,7 +312,7 @@ _SYMBOLIC = Step(_EMPTY, _EMPTY, _EMPTY, _EMPTY)
 
 def _layers(spec: CacheSpec) -> Any:
     """What the library is told of every layer's cache."""
-    return (KhLayerCache * len(spec.layers))(*(KhLayerCache(layer.heads, layer.key_size, layer.value_size) for layer in spec.layers))
+    return (KhLayerCache * len(spec.layers))(*(KhLayerCache(layer.heads, layer.key_size, layer.value_size) for layer in spec.pages))
 
 
 def _cores() -> int:

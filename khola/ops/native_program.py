@@ -170,7 +170,7 @@ class NativeProgram:
         recording = self._recording
         widths = np.array(recording.width, np.int32)
         rows = np.array(recording.wanted, np.int32)
-        layers = [KhLayerCache(layer.heads, layer.key_size, layer.value_size) for layer in spec.layers]
+        layers = [KhLayerCache(layer.heads, layer.key_size, layer.value_size) for layer in spec.pages]
         program = KhProgram(
             num_ops=len(ops),
             num_slots=len(widths),

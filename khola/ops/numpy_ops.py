@@ -1,6 +1,7 @@
 """The vocabulary in numpy: the specification, the oracle of every test, and what runs where nothing was compiled.
 
-Shapes   T packed rows, D hidden, N input width, H query heads, K key heads, E head size, R wanted rows, X experts, F width of one.
+Shapes   T packed rows, D hidden, N input width, H query heads, K key heads, E head size, R wanted rows, X experts, F width of one, or of
+         a value in a state, C columns of a convolution.
 
 Weights are dequantised when they are taken. Every array has the interpreter's one dtype: a single float64 table would make
 whatever it touches float64, and a step 16 times slower.
@@ -22,7 +23,8 @@ from khola.ops.normal import normal_distribution
 from khola.ops.numpy_attention import mix_values
 from khola.ops.numpy_latent import mix_latents
 from khola.ops.numpy_routing import Routes, choose
-from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, turns
+from khola.ops.numpy_states import convolve, scan, unit
+from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, require_slot, turns
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Program, Rope, Routing, Step, Stored, Weight
 
 Array = NDArray[Any]
@@ -39,6 +41,10 @@ class NumpyCache:
 
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
+    states: dict[int, Array]
+    """By layer, [slots, H, E, F]."""
+    tails: dict[int, Array]
+    """Last inputs of convolutions by layer, [slots, taps - 1, columns]."""
 
 
 class NumpyOps:
@@ -72,6 +78,10 @@ class NumpyOps:
         """Numbers of the dtype."""
         return spec.numbers_per_token() * self.dtype.itemsize
 
+    def state_bytes(self, spec: CacheSpec) -> int:
+        """Numbers of the dtype."""
+        return spec.numbers_per_state() * self.dtype.itemsize
+
     def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """The tensor, dequantised; a file's own float32 array is used as it lies."""
         name = stored.name.removesuffix(".weight")
@@ -88,24 +98,27 @@ class NumpyOps:
         """The pass itself, called anew at every step."""
         return lambda ids_T, step: self.to_numpy(forward(ids_T, step, self))
 
-    def new_cache(self, spec: CacheSpec, num_pages: int) -> NumpyCache:
+    def new_cache(self, spec: CacheSpec, num_pages: int, num_states: int = 0) -> NumpyCache:
         """Planes of uninitialised memory, which the machine provides page by page as they are written.
 
         Raises:
             NoMemory: the planes do not fit.
         """
         try:
-            keys = tuple(np.empty((num_pages, PAGE_TOKENS, layer.heads, layer.key_size), self.dtype) for layer in spec.layers)
-            values = tuple(np.empty((num_pages, PAGE_TOKENS, layer.heads, layer.value_size), self.dtype) for layer in spec.layers)
+            keys = tuple(np.empty((num_pages, PAGE_TOKENS, layer.heads, layer.key_size), self.dtype) for layer in spec.pages)
+            values = tuple(np.empty((num_pages, PAGE_TOKENS, layer.heads, layer.value_size), self.dtype) for layer in spec.pages)
+            kept = spec.states.items()
+            states = {layer: np.empty((num_states, s.heads, s.key_size, s.value_size), self.dtype) for layer, s in kept}
+            tails = {layer: np.empty((num_states, s.taps - 1, s.width), self.dtype) for layer, s in kept}
         except MemoryError:
-            wanted = self.token_bytes(spec) * num_pages * PAGE_TOKENS
+            wanted = self.token_bytes(spec) * num_pages * PAGE_TOKENS + self.state_bytes(spec) * num_states
             raise NoMemory(
                 "a cache of {tokens} tokens needs {bytes} bytes, which this machine does not have",
                 hint="ask for a shorter context",
                 tokens=num_pages * PAGE_TOKENS,
                 bytes=wanted,
             ) from None
-        return NumpyCache(keys, values)
+        return NumpyCache(keys, values, states, tails)
 
     def to_numpy(self, value: Array) -> NDArray[np.float32]:
         """The value in float32."""
@@ -194,7 +207,37 @@ class NumpyOps:
             mixed[mine] = mix_values(q_THE[mine], k_NKE, v_NKE, scale, window)
         return mixed
 
-    def silu_mul(self, gate: Array, up: Array) -> Array:
+    def decay_scan(self, q_THE: Array, k_THE: Array, v_THF: Array, decay_H: tuple[float, ...], step: Step, layer: int) -> Array:
+        """Linear attention whose memory fades, a chunk of rows at a time."""
+        logs_TH = np.broadcast_to(np.log(decay_H).astype(self.dtype), q_THE.shape[:2])
+        return self._scan(q_THE, k_THE, v_THF, logs_TH, None, step, layer)
+
+    def delta_scan(self, q_TKE: Array, k_TKE: Array, v_THF: Array, log_decay_TH: Array, share_TH: Array, step: Step, layer: int) -> Array:
+        """The gated delta rule, a chunk of rows at a time."""
+        group = v_THF.shape[1] // q_TKE.shape[1]
+        scale = self.dtype.type(q_TKE.shape[2] ** -0.5)
+        q_THE, k_THE = (np.repeat(x, group, axis=1) for x in (unit(q_TKE) * scale, unit(k_TKE)))
+        return self._scan(q_THE, k_THE, v_THF, log_decay_TH, share_TH, step, layer)
+
+    def log_decay(self, a_TH: Array, rate: Weight, bias: Weight) -> Array:
+        """-exp(rate) x log(1 + exp(a + bias))."""
+        y: Array = -np.exp(rate.data) * np.logaddexp(a_TH + bias.data, self.dtype.type(0))
+        return y
+
+    def causal_conv(self, x_TC: Array, weight: Weight, step: Step, layer: int) -> Array:
+        """A sum over some rows, and its gate."""
+        y_TC: Array = np.empty_like(x_TC)
+        taps = weight.data.reshape(x_TC.shape[1], -1)
+        tails = None if step.cache is None else step.cache.tails[layer]
+        for span in self._layout(step).spans:
+            mine = slice(span.first, span.last)
+            before = np.zeros((taps.shape[1] - 1, x_TC.shape[1]), self.dtype) if span.read < 0 or tails is None else tails[span.read]
+            y_TC[mine], tail = convolve(x_TC[mine], taps, before)
+            if tails is not None:
+                tails[require_slot(span)] = tail
+        return self.silu_mul(y_TC, self.dtype.type(1))
+
+    def silu_mul(self, gate: Array, up: Array | np.floating[Any]) -> Array:
         """gate x sigmoid(gate) x up."""
         y = _one_plus_exp_minus(gate)
         np.divide(gate, y, out=y)
@@ -245,6 +288,20 @@ class NumpyOps:
                 seen_NC = kept_TC[mine] if cache is None else _seen(cache.keys[layer], span, None)[:, 0]
                 mixed_THE[mine] = mix_latents(q_THN[mine], turned_THP[mine], seen_NC, up.data, sizes, scale)
         return mixed_THE
+
+    def _scan(self, q_THE: Array, k_THE: Array, v_THF: Array, logs_TH: Array, shares_TH: Array | None, step: Step, layer: int) -> Array:
+        """One sequence after another, each from its state to its next one."""
+        out_THF: Array = np.empty(v_THF.shape, self.dtype)
+        states = None if step.cache is None else step.cache.states[layer]
+        fresh_HEF = np.zeros((*q_THE.shape[1:], v_THF.shape[2]), self.dtype)
+        for span in self._layout(step).spans:
+            mine = slice(span.first, span.last)
+            before = fresh_HEF if span.read < 0 or states is None else states[span.read]
+            shares = None if shares_TH is None else shares_TH[mine]
+            out_THF[mine], state_HEF = scan(q_THE[mine], k_THE[mine], v_THF[mine], logs_TH[mine], shares, before)
+            if states is not None:
+                states[require_slot(span)] = state_HEF
+        return out_THF
 
     def _array(self, stored: Stored) -> Array:
         """A stored tensor's values in this interpreter's dtype."""

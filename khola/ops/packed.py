@@ -35,6 +35,10 @@ class Span:
     """Pages that hold these tokens, in order; empty without a cache."""
     run: bool
     """The pages lie one after another, so that reading them needs no copy."""
+    read: int = -1
+    """Slot of its state before this step; -1 where it starts."""
+    write: int = -1
+    """Slot of its state afterwards; -1 where none is kept."""
 
     @property
     def num_rows(self) -> int:
@@ -61,7 +65,8 @@ def layout_of(step: Step) -> Layout:
     """Work out where the rows of a step lie.
 
     Raises:
-        OurFault: the step contradicts itself: rows without a page, or a sequence that is shorter than its new rows.
+        OurFault: the step contradicts itself: rows without a page, a sequence that is shorter than its new rows, or one that starts and
+            has a state.
     """
     starts = step.starts_S1.tolist()
     spans = []
@@ -78,8 +83,29 @@ def layout_of(step: Step) -> Layout:
                 raise OurFault("sequence {sequence} has {length} tokens but no page for some of them", sequence=sequence, length=length)
             positions = step.positions_T[first:last]
             slots[first:last] = pages[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-        spans.append(Span(first, last, length, pages, bool(np.all(np.diff(pages) == 1))))
+        read, write = (-1, -1) if step.states_S2 is None else step.states_S2[sequence].tolist()
+        if step.states_S2 is not None and (write in (-1, read) or (read < 0) != (length == last - first)):
+            raise OurFault(
+                "sequence {sequence} of {length} tokens, {rows} of them new, reads its state from slot {read} and writes it to {write}",
+                sequence=sequence,
+                length=length,
+                rows=last - first,
+                read=read,
+                write=write,
+            )
+        spans.append(Span(first, last, length, pages, bool(np.all(np.diff(pages) == 1)), read, write))
     return Layout(tuple(spans), slots)
+
+
+def require_slot(span: Span) -> int:
+    """The slot that a sequence of a cached step writes its state to.
+
+    Raises:
+        OurFault: it has none.
+    """
+    if span.write < 0:
+        raise OurFault("a sequence of {length} tokens has no slot for its state", length=span.length)
+    return span.write
 
 
 class LastStep(Generic[T]):

@@ -1,6 +1,7 @@
 """The vocabulary in torch: training, gradients and GPUs.
 
-Shapes   T packed rows, S sequences, D hidden, N input width or tokens seen, H query heads, K key heads, E head size, R wanted rows.
+Shapes   T packed rows, S sequences, D hidden, N input width or tokens seen, H query heads, K key heads, E head size, R wanted rows or
+         rows of a sequence, F size of a value in a state, B sequences of equal length, C columns of a convolution, J its taps.
 
 No function changes an argument in place, so gradients flow through all of them; only the cache is written to, and never with gradients.
 """
@@ -18,10 +19,11 @@ from torch.nn import functional
 
 from khola.errors import AskedWrong, NoMemory, OurFault
 from khola.ops.latent import latent_sizes
-from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, turns
+from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, require_slot, turns
 from khola.ops.stack import Stack
 from khola.ops.torch_latent import folded_queries, made_of, values_of
 from khola.ops.torch_routing import Routes, choose, mix_experts
+from khola.ops.torch_states import convolve, scan, unit
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Program, Rope, Routing, Step, Stored, Weight
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -34,6 +36,10 @@ class TorchCache:
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    states: dict[int, Tensor]
+    """By layer, [slots, H, E, F], in float32 at least."""
+    tails: dict[int, Tensor]
+    """Last inputs of convolutions by layer, [slots, taps - 1, columns]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +90,10 @@ class TorchOps:
         """Numbers of the dtype."""
         return spec.numbers_per_token() * self.dtype.itemsize
 
+    def state_bytes(self, spec: CacheSpec) -> int:
+        """Numbers of 32 bits at least; convolutions keep theirs in the dtype, which is counted as if it were as wide."""
+        return spec.numbers_per_state() * self._wide.itemsize
+
     def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """The tensor on this device in this dtype; plain numbers are read as they lie, others are dequantised."""
         name, dtype = stored.name.removesuffix(".weight"), self._wide if exact else self.dtype
@@ -100,7 +110,7 @@ class TorchOps:
         """The pass itself, called anew at every step."""
         return lambda ids_T, step: self.to_numpy(forward(ids_T, step, self))
 
-    def new_cache(self, spec: CacheSpec, num_pages: int) -> TorchCache:
+    def new_cache(self, spec: CacheSpec, num_pages: int, num_states: int = 0) -> TorchCache:
         """Planes of uninitialised memory on the device.
 
         Raises:
@@ -108,17 +118,20 @@ class TorchOps:
         """
         try:
             with torch.inference_mode(False):
-                keys = tuple(self._plane(num_pages, layer.heads, layer.key_size) for layer in spec.layers)
-                values = tuple(self._plane(num_pages, layer.heads, layer.value_size) for layer in spec.layers)
+                keys = tuple(self._plane(num_pages, PAGE_TOKENS, layer.heads, layer.key_size) for layer in spec.pages)
+                values = tuple(self._plane(num_pages, PAGE_TOKENS, layer.heads, layer.value_size) for layer in spec.pages)
+                kept = spec.states.items()
+                states = {layer: self._plane(num_states, s.heads, s.key_size, s.value_size).to(self._wide) for layer, s in kept}
+                tails = {layer: self._plane(num_states, s.taps - 1, s.width) for layer, s in kept}
         except RuntimeError:
-            wanted = self.token_bytes(spec) * num_pages * PAGE_TOKENS
+            wanted = self.token_bytes(spec) * num_pages * PAGE_TOKENS + self.state_bytes(spec) * num_states
             raise NoMemory(
                 "a cache of {tokens} tokens needs {bytes} bytes, which this machine does not have",
                 hint="ask for a shorter context",
                 tokens=num_pages * PAGE_TOKENS,
                 bytes=wanted,
             ) from None
-        return TorchCache(keys, values)
+        return TorchCache(keys, values, states, tails)
 
     def to_numpy(self, value: Tensor) -> NDArray[np.float32]:
         """The value in float32, on the CPU and without gradients."""
@@ -189,6 +202,36 @@ class TorchOps:
             mixed.append(_mix_rows(q_THE[mine], k_TKE[mine], v_TKE[mine], scale, window))
         return torch.cat(mixed)
 
+    def decay_scan(self, q_THE: Tensor, k_THE: Tensor, v_THF: Tensor, decay_H: tuple[float, ...], step: Step, layer: int) -> Tensor:
+        """Linear attention whose memory fades, a chunk of rows at a time."""
+        logs_TH = torch.as_tensor(np.log(decay_H), device=self.device).to(self._wide).expand(q_THE.shape[:2])
+        return self._scan(q_THE.to(self._wide), k_THE.to(self._wide), v_THF, logs_TH, None, step, layer)
+
+    def delta_scan(
+        self, q_TKE: Tensor, k_TKE: Tensor, v_THF: Tensor, log_decay_TH: Tensor, share_TH: Tensor, step: Step, layer: int
+    ) -> Tensor:
+        """The gated delta rule, a chunk of rows at a time."""
+        group, scale = v_THF.shape[1] // q_TKE.shape[1], q_TKE.shape[2] ** -0.5
+        q_THE, k_THE = (unit(x.to(self._wide)).repeat_interleave(group, dim=1) for x in (q_TKE, k_TKE))
+        return self._scan(q_THE * scale, k_THE, v_THF, log_decay_TH.to(self._wide), share_TH.to(self._wide), step, layer)
+
+    def log_decay(self, a_TH: Tensor, rate: Weight, bias: Weight) -> Tensor:
+        """-exp(rate) x log(1 + exp(a + bias)), as wide as the state."""
+        a_TH, rate_H, bias_H = (x.to(self._wide) for x in (a_TH, rate.data, bias.data))
+        return -rate_H.exp() * functional.softplus(a_TH + bias_H)
+
+    def causal_conv(self, x_TC: Tensor, weight: Weight, step: Step, layer: int) -> Tensor:
+        """A sum over some rows, and its gate."""
+        taps_CJ = weight.data.flatten(1)
+        tails = None if step.cache is None else step.cache.tails[layer]
+        found = []
+        for spans, rows in self._equal_parts(step):
+            x_BRC = _by_sequence(x_TC, spans, rows)
+            y_BRC, tail = convolve(x_BRC, taps_CJ, self._before(tails, spans, (taps_CJ.shape[1] - 1, x_TC.shape[1]), x_TC.dtype))
+            self._keep(tails, spans, tail)
+            found.append(y_BRC.flatten(0, 1))
+        return functional.silu(torch.cat(found))
+
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate x sigmoid(gate) x up."""
         return functional.silu(gate) * up
@@ -240,6 +283,48 @@ class TorchOps:
             else:
                 mixed.append(_mix_rows(q_THK[mine], *made_of(seen_NC, up.data, sizes), scale, None))
         return torch.cat(mixed)
+
+    def _scan(
+        self, q_THE: Tensor, k_THE: Tensor, v_THF: Tensor, logs_TH: Tensor, shares_TH: Tensor | None, step: Step, layer: int
+    ) -> Tensor:
+        """Sequences from their states to their next ones, those of equal length together."""
+        states = None if step.cache is None else step.cache.states[layer]
+        found = []
+        for spans, rows in self._equal_parts(step):
+            q, k, v, logs = (_by_sequence(x, spans, rows) for x in (q_THE, k_THE, v_THF.to(self._wide), logs_TH))
+            shares = None if shares_TH is None else _by_sequence(shares_TH, spans, rows)
+            before = self._before(states, spans, (*q_THE.shape[1:], v_THF.shape[2]), self._wide)
+            out_BRHF, after = scan(q, k, v, logs, shares, before)
+            self._keep(states, spans, after)
+            found.append(out_BRHF.flatten(0, 1))
+        return torch.cat(found).to(v_THF.dtype)
+
+    def _equal_parts(self, step: Step) -> list[tuple[Sequence[Span], slice]]:
+        """All sequences of a step where they have as many new rows, else each by itself; and their rows."""
+        spans = self._placed(step).layout.spans
+        if len({span.num_rows for span in spans}) == 1:
+            return [(spans, slice(0, spans[-1].last))]
+        return [([span], slice(span.first, span.last)) for span in spans if span.num_rows]
+
+    def _before(self, plane: Tensor | None, spans: Sequence[Span], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """What a plane holds for these sequences, and zero for those that start."""
+        before = torch.zeros((len(spans), *shape), dtype=dtype, device=self.device)
+        going = [place for place, span in enumerate(spans) if span.read >= 0]
+        if plane is not None and going:
+            before[self._indices(going)] = plane[self._indices([spans[place].read for place in going])]
+        return before
+
+    def _keep(self, plane: Tensor | None, spans: Sequence[Span], after: Tensor) -> None:
+        """Write what these sequences go on with."""
+        if plane is None:
+            return
+        if torch.is_grad_enabled() and after.requires_grad:
+            raise OurFault("a cache cannot carry gradients", hint="run under torch.inference_mode, or without a cache")
+        plane[self._indices([require_slot(span) for span in spans])] = after
+
+    def _indices(self, numbers: Sequence[int]) -> Tensor:
+        """Numbers of rows, on the device."""
+        return torch.as_tensor(numbers, dtype=torch.long, device=self.device)
 
     def _attend_cached(
         self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, placed: _Placed, cache: TorchCache, layer: int, scale: float, window: int | None
@@ -321,9 +406,14 @@ class TorchOps:
                 tensor = torch.frombuffer(bytearray(stored.raw()), dtype=plain)
             return tensor.reshape(stored.shape).to(self.device, dtype)
 
-    def _plane(self, num_pages: int, heads: int, size: int) -> Tensor:
+    def _plane(self, *shape: int) -> Tensor:
         """One cache plane."""
-        return torch.empty((num_pages, PAGE_TOKENS, heads, size), dtype=self.dtype, device=self.device)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+def _by_sequence(x: Tensor, spans: Sequence[Span], rows: slice) -> Tensor:
+    """Rows of equally long sequences, [B, R, ...]."""
+    return x[rows].reshape(len(spans), -1, *x.shape[1:])
 
 
 def _slots_of(span: Span, low: int) -> NDArray[np.intp]:

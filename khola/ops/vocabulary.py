@@ -2,8 +2,10 @@
 
 Shapes   T packed rows of all sequences in a step, S sequences, R rows whose logits are wanted, P pages of one sequence,
          D hidden, N input width, H query heads, K key heads, E head size, V vocabulary, X experts, C experts chosen for a token,
-         F inner width of an expert, L latent, N and P parts of a head without and with rotary position.
-Values   An interpreter's own arrays (numpy arrays, torch tensors, slots of a program). They have a `shape` and understand `+` and `*`.
+         F inner width of an expert, or size of a value where it differs from that of a key, L latent, N and P parts of a head without
+         and with rotary position.
+Values   An interpreter's own arrays (numpy arrays, torch tensors, slots of a program). They have a `shape` and understand `+`, `*`, and
+         `*` with a number.
 
 An architecture calls these functions and nothing else. Three interpreters run them: `numpy_ops` (the specification),
 `native_ops` (recorded once, executed by one C call a step) and `torch_ops` (training and GPU).
@@ -109,16 +111,59 @@ class LayerCache:
     value_size: int
     """0 where values are made from the keys (`Ops.attend_latent`)."""
 
+    @property
+    def numbers_per_token(self) -> int:
+        """Numbers kept for one token."""
+        return self.heads * (self.key_size + self.value_size)
+
+
+@dataclass(frozen=True)
+class StateCache:
+    """What one layer keeps of a sequence, however long it is: the state of a scan, and the last inputs of a short convolution.
+
+    The state of a head is a matrix [key_size, value_size].
+    """
+
+    heads: int
+    key_size: int
+    value_size: int
+    width: int = 0
+    """Columns of the convolution; 0 where there is none."""
+    taps: int = 1
+    """Rows that the convolution sees, the newest included."""
+
+    @property
+    def numbers(self) -> int:
+        """Numbers kept for one sequence."""
+        return self.heads * self.key_size * self.value_size + self.width * (self.taps - 1)
+
+
+NO_PAGES = LayerCache(0, 0, 0)
+
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a model keeps of every token, layer by layer."""
+    """What a model keeps, layer by layer: of every token, or of a whole sequence."""
 
-    layers: tuple[LayerCache, ...]
+    layers: tuple[LayerCache | StateCache, ...]
+
+    @property
+    def pages(self) -> tuple[LayerCache, ...]:
+        """What each layer keeps of every token; nothing where it keeps a state."""
+        return tuple(layer if isinstance(layer, LayerCache) else NO_PAGES for layer in self.layers)
+
+    @property
+    def states(self) -> dict[int, StateCache]:
+        """The layers that keep a state, by number."""
+        return {number: layer for number, layer in enumerate(self.layers) if isinstance(layer, StateCache)}
 
     def numbers_per_token(self) -> int:
         """Numbers kept for one token in all layers."""
-        return sum(layer.heads * (layer.key_size + layer.value_size) for layer in self.layers)
+        return sum(layer.numbers_per_token for layer in self.pages)
+
+    def numbers_per_state(self) -> int:
+        """Numbers kept for one sequence in all layers, however long it is."""
+        return sum(state.numbers for state in self.states.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +191,9 @@ class Step:
     this and on nothing else, so that a row's numbers never depend on its neighbours."""
     drawn_R: NDArray[np.bool_] | None = None
     """Wanted rows that a token is drawn from, and not only scored; None means none. It may decide how the head rounds."""
+    states_S2: NDArray[np.int32] | None = None
+    """The slot that the state of each sequence is read from, and another one that it is written to, so that a step may be repeated. Nothing
+    is read, and the slot is -1, where a sequence starts at position 0: its state is zero. None where no layer keeps a state."""
 
 
 def whole_sequences(lengths: Sequence[int], rows: Sequence[int] | None = None) -> Step:
@@ -193,6 +241,31 @@ class Ops(Protocol):
 
         With a cache, k and v are written to the planes of `layer` first and every sequence reads all its pages. Query head h reads key
         head h // (H / K). With a window, a row at position p sees positions above p - window only.
+        """
+
+    def decay_scan(self, q_THE: Value, k_THE: Value, v_THF: Value, decay_H: tuple[float, ...], step: Step, layer: int) -> Value:
+        """Linear attention whose memory fades, [T, H, F]: S ← decay S + k vᵀ, then qᵀ S. arXiv:2401.04658 section 3.
+
+        The state S [E, F] of each head is kept in float32 at least, in the slots of `step.states_S2`; its decay, 0 to 1, never changes.
+        """
+
+    def delta_scan(self, q_TKE: Value, k_TKE: Value, v_THF: Value, log_decay_TH: Value, share_TH: Value, step: Step, layer: int) -> Value:
+        """The gated delta rule, [T, H, F]: S ← exp(log_decay) S, S ← S + k (share (v - Sᵀk))ᵀ, then Sᵀq. arXiv:2412.06464 section 3.1.
+
+        The state is kept as in `decay_scan`. k and q are divided by their lengths first (the root of the sum of squares plus 1e-6), q by
+        the root of E as well. Head h reads key head h // (H / K).
+        """
+
+    def log_decay(self, a_TH: Value, rate: Weight, bias: Weight) -> Value:
+        """-exp(rate) x log(1 + exp(a + bias)), for `delta_scan`; at least in float32. arXiv:2405.21060 section 7.
+
+        Rate and bias have a number for each head.
+        """
+
+    def causal_conv(self, x_TC: Value, weight: Weight, step: Step, layer: int) -> Value:
+        """y sigmoid(y), where column c of row t of y is the sum over j of x[t - j, c] weight[c, 0, last - j]. arXiv:2312.00752 section 3.4.
+
+        Rows before the first one of a sequence are zero; those before this step are kept in the slots of `step.states_S2`.
         """
 
     def silu_mul(self, gate: Value, up: Value) -> Value:
@@ -247,6 +320,9 @@ class Interpreter(Ops, Protocol):
     def token_bytes(self, spec: CacheSpec) -> int:
         """Memory of one token in the cache, in all layers."""
 
+    def state_bytes(self, spec: CacheSpec) -> int:
+        """Memory of one slot for the states of a sequence, in all layers."""
+
     def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
         """A stored tensor in the form this interpreter computes with; its module's name loses the ending ".weight".
 
@@ -282,8 +358,8 @@ class Interpreter(Ops, Protocol):
             NoMemory: its buffers do not fit.
         """
 
-    def new_cache(self, spec: CacheSpec, num_pages: int) -> Any:
-        """Planes for `num_pages` pages of `PAGE_TOKENS` tokens in every layer, to be put into `Step.cache`.
+    def new_cache(self, spec: CacheSpec, num_pages: int, num_states: int = 0) -> Any:
+        """Planes for `num_pages` pages of `PAGE_TOKENS` tokens, or for `num_states` slots, in every layer; to be put into `Step.cache`.
 
         Raises:
             NoMemory: the planes do not fit.

@@ -16,7 +16,7 @@ from khola.engine.engine import Engine
 from khola.engine.request import Failed, Finished, Piece, Request
 from khola.engine.runner import Part
 from khola.loader.loaded import Loaded
-from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, LayerCache
+from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, LayerCache, StateCache
 from khola.ops.weights import Tree
 
 VOCAB = 260
@@ -85,6 +85,8 @@ class FakeRunner:
         """Raised by the next calls, one each."""
         self.forbidden: int | None = None
         """A token that makes the whole call fail."""
+        self.states: dict[int, list[int]] = {}
+        """Slot -> the tokens that its state has seen."""
 
     def _contexts(self, parts: Sequence[Part]) -> list[NDArray[np.int64]]:
         self.steps.append([(part.first, len(part.ids)) for part in parts])
@@ -105,9 +107,19 @@ class FakeRunner:
             rows = self.cache[slots]
             assert (rows[:, 1] == positions).all(), "a page holds other positions than its sequence expects"
             contexts.append(rows[:, 0])
+            self._go_on(part, rows[:, 0].tolist())
             if self.forbidden is not None and self.forbidden in rows[:, 0]:
                 raise RuntimeError("this token cannot be computed")
         return contexts
+
+    def _go_on(self, part: Part, context: list[int]) -> None:
+        """Read one state and write the next."""
+        if part.states is None:
+            return
+        read, write = part.states
+        assert (read < 0) == (part.first == 0) and read != write, "a state is written that the step reads"
+        assert read < 0 or self.states[read] == context[: part.first], "a state has seen other tokens than its sequence has"
+        self.states[write] = context
 
     def logits(self, parts: Sequence[Part]) -> list[NDArray[np.float32]]:
         result = []
@@ -153,16 +165,23 @@ class Repeating(FakeRunner):
         return row
 
 
-def fake_loaded(context_tokens: int = 4096, **changes: Any) -> Loaded:
+def fake_loaded(context_tokens: int = 4096, states: bool = False, **changes: Any) -> Loaded:
     """A loaded model around nothing; the engine gets a `FakeRunner` beside it."""
+    kept = (StateCache(1, 4, 4),) if states else ()
+    fake = {
+        "name": "fake",
+        "token_bytes": lambda spec: 4 * spec.numbers_per_token(),
+        "state_bytes": lambda spec: 64,
+        "tells_answers": False,
+    }
     facts: dict[str, Any] = {
         "name": "fake",
         "card": None,
         "architecture": SimpleNamespace(),
         "config": None,
         "weights": Tree(),
-        "ops": SimpleNamespace(name="fake", token_bytes=lambda spec: 4 * spec.numbers_per_token(), tells_answers=False),
-        "cache": CacheSpec((LayerCache(1, 4, 4),)),
+        "ops": SimpleNamespace(**fake),
+        "cache": CacheSpec((LayerCache(1, 4, 4), *kept)),
         "tokenizer": ByteTokenizer(),
         "context_tokens": context_tokens,
         "vocab_tokens": VOCAB,
@@ -195,10 +214,12 @@ def drain(engine: Engine, requests: Sequence[Request], limit: int = 20_000) -> d
     raise AssertionError(f"{len(requests) - len(ends)} requests made no progress")
 
 
-def fake_engine(pages: int = 64, *, runner: FakeRunner | None = None, context_tokens: int | None = None, **options: Any) -> Engine:
-    """An engine over a `FakeRunner`."""
+def fake_engine(
+    pages: int = 64, *, runner: FakeRunner | None = None, context_tokens: int | None = None, states: bool = False, **options: Any
+) -> Engine:
+    """An engine over a `FakeRunner`, of a model that keeps states or none."""
     return Engine(
-        fake_loaded(),
+        fake_loaded(states=states),
         cache_tokens=pages * PAGE_TOKENS,
         context_tokens=context_tokens,
         runner=runner or FakeRunner(pages),
@@ -214,4 +235,4 @@ def repeating_engine(pages: int = 64, whim: int = 6, end_bias: float = 0.0, **op
 def require_empty(engine: Engine) -> None:
     """No request holds anything."""
     stats = engine.stats()
-    assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0), stats
+    assert (stats.running, stats.waiting, stats.pages_used, stats.states_used) == (0, 0, 0, 0), stats

@@ -60,10 +60,11 @@ class Guest:
 class Hall:
     """An engine, those who arrive, and what they were promised."""
 
-    def __init__(self, seed: int, pages: int, rate: float, **options: int) -> None:
+    def __init__(self, seed: int, pages: int, rate: float, states: bool = False, **options: int) -> None:
         self.rng = random.Random(seed)
         self.clock = Clock()
-        self.engine = fake_engine(pages, runner=Timed(pages, self.clock), clock=self.clock, max_waiting=2000, **options)
+        self.states = states
+        self.engine = fake_engine(pages, runner=Timed(pages, self.clock), clock=self.clock, states=states, max_waiting=2000, **options)
         self.rate = rate
         self.guests: dict[Request, Guest] = {}
         self.steps = 0
@@ -75,7 +76,8 @@ class Hall:
         chunk = limits.mixed_tokens - limits.max_rows + 1
         # An answer that lost its pages is computed again like a prompt, in chunks too.
         longest = len(request.prompt) + (request.sampling.max_tokens or 0)
-        return -(-longest // chunk) + (request.sampling.max_tokens or 0) + 1
+        # Where states are kept, a prompt is cut once more, behind its last full page.
+        return -(-longest // chunk) + (request.sampling.max_tokens or 0) + 1 + self.states
 
     def arrive(self) -> None:
         system = [self.rng.randrange(2)] * self.rng.choice([0, 0, 32, 64, 100])
@@ -137,6 +139,7 @@ LOADS = {
     "few pages": (12, 30.0, {}),
     "narrow steps": (24, 20.0, {"step_tokens": 16, "max_rows": 16}),
     "one at a time": (16, 6.0, {"max_rows": 1, "step_tokens": 64}),
+    "states": (24, 20.0, {"states": True}),
 }
 
 
@@ -148,6 +151,8 @@ def visit(load: str, seed: int, arrivals: int) -> Hall:
     stats = engine.stats()
     assert sum(hall.ended.values()) == arrivals
     assert stats.preemptions > 0 or load != "few pages", "the cache is meant to be too small for all"
+    states = engine._scheduler.states
+    assert states is None or states.free + states.kept == states.total, "a slot was lost"
     return hall
 
 

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from khola.engine import prefix
 from khola.engine.pages import Pages, Tail
 from khola.engine.scheduler import Limits, Scheduler, Sequence
+from khola.engine.states import SNAPSHOTS, States
 from khola.errors import Busy, NoMemory, OurFault, UnknownOption
 from khola.ops.vocabulary import PAGE_TOKENS
 
@@ -27,10 +28,13 @@ def following(tokens: list[int]) -> int:
 class World:
     """A scheduler, what its clients want, and a model that only remembers what was written where."""
 
-    def __init__(self, pages: int, limits: Limits) -> None:
+    def __init__(self, pages: int, limits: Limits, states: bool = False) -> None:
         self.pages = Pages(pages)
         self.limits = limits
-        self.scheduler = Scheduler(self.pages, limits)
+        self.states = States(limits.max_rows) if states else None
+        self.scheduler = Scheduler(self.pages, limits, self.states)
+        self.seen: dict[int, tuple[str, tuple[int, ...]]] = {}
+        """Slot -> tenant and all tokens that its state has seen."""
         self.wanted: dict[Sequence, int] = {}
         self.tenant: dict[Sequence, str] = {}
         self.idle_steps: Counter[Sequence] = Counter()
@@ -91,7 +95,7 @@ class World:
         most = self.rng.choice([0, 1, 5, 15, 40])
         for _ in range(min(most, self.wanted[sequence] - len(tokens) - 1)):
             tokens.append(following(tokens) if self.rng.random() < 0.8 else self.rng.randrange(3))
-        sequence.drafts = [] if sequence.every_row else tokens[len(sequence.tokens) :]
+        sequence.drafts = [] if sequence.every_row or self.states is not None else tokens[len(sequence.tokens) :]
 
     def write(self, sequence: Sequence, rows: int) -> None:
         """What a forward pass does: write the new rows, then read everything before them."""
@@ -103,6 +107,10 @@ class World:
         for position in {*range(0, sequence.known + rows, 7), *range(max(0, sequence.known - 20), sequence.known + rows)}:
             held = self.written[sequence.pages[position // PAGE_TOKENS], position % PAGE_TOKENS]
             assert held == (self.tenant[sequence], tokens[: position + 1]), "a page holds what another tenant or prompt wrote"
+        if self.states is not None:
+            before = self.seen[sequence.held.now] if sequence.known else None
+            assert before in (None, (self.tenant[sequence], tokens[: sequence.known])), "a state has seen another tenant or prompt"
+            self.seen[sequence.held.next] = self.tenant[sequence], tokens[: sequence.known + rows]
 
     def drop(self, sequence: Sequence, spoiled: bool = False) -> None:
         (self.scheduler.spoil if spoiled else self.scheduler.drop)(sequence)
@@ -141,9 +149,21 @@ class World:
             assert not any(pages._digests[page] for page in unwritten), "a page was sealed before it was full"
             if sequence.known % PAGE_TOKENS:
                 assert held[sequence.pages[sequence.known // PAGE_TOKENS]] == 1, "a page that is being written is shared"
+        self.check_states()
         order = list(self.wanted)
         ages = [order.index(s) for s in [*scheduler.running, *scheduler.waiting]]
         assert ages == sorted(ages), "somebody overtook"
+
+    def check_states(self) -> None:
+        if self.states is None:
+            return
+        held = {s.held.now for s in self.scheduler.running if s.known}
+        assert all((s.held.now >= 0) == (s.known > 0) for s in [*self.scheduler.running, *self.scheduler.waiting])
+        planned = {s.held.next for s in self.scheduler.running if s.held.next >= 0}
+        assert self.states.used == len(held | planned)
+        kept = set(self.states._snapshots.values())
+        assert self.states.kept == len(kept) <= SNAPSHOTS
+        assert self.states.free + len(held | planned | kept) == self.states.total, "a slot was lost"
 
     def drain(self) -> int:
         """Steps until everybody is done; more than the bound fails."""
@@ -151,6 +171,7 @@ class World:
         for step in range(bound):
             if not self.wanted:
                 assert self.pages.free == self.pages.total
+                assert self.states is None or self.states.used == 0
                 return step
             self.step()
             self.check_books()
@@ -176,10 +197,10 @@ def prompt_from(rng: random.Random, most: int) -> list[int]:
     return (start + [rng.randrange(3) for _ in range(rng.randint(1, 40))])[: max(1, most - 1)]
 
 
-def random_schedule(seed: int) -> int:
+def random_schedule(seed: int, states: bool = False) -> int:
     """Submit, step and drop at random, then drain; gives how many guesses were right."""
     rng = random.Random(seed)
-    world = World(rng.choice([1, 2, 3, 4, 6, 10, 24]), limits_from(rng))
+    world = World(rng.choice([1, 2, 3, 4, 6, 10, 24]), limits_from(rng), states)
     for _ in range(rng.randint(3, 40)):
         what = rng.random()
         if what < 0.4:

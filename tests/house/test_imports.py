@@ -14,6 +14,7 @@ TORCH_ROOMS = (
     "ops/torch_ops.py",
     "ops/torch_latent.py",
     "ops/torch_routing.py",
+    "ops/torch_states.py",
     "models/vl/",
     "models/image/",
     "models/video/",

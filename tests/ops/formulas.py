@@ -105,3 +105,40 @@ def experts(x: Array, routes: list[dict[int, float]], gate: Array, up: Array, do
         for expert, share in shares.items():
             out[row] += share * (down[expert] @ silu_mul(gate[expert] @ x[row], up[expert] @ x[row]))
     return out
+
+
+def decay_scan(q: Array, k: Array, v: Array, decay: Array) -> Array:
+    """One sequence, token by token."""
+    out = np.zeros(v.shape)
+    for head in range(q.shape[1]):
+        state = np.zeros((q.shape[2], v.shape[2]))
+        for row in range(len(q)):
+            state = decay[head] * state + np.outer(k[row, head], v[row, head])
+            out[row, head] = q[row, head] @ state
+    return out
+
+
+def delta_scan(q: Array, k: Array, v: Array, log_decay: Array, share: Array) -> Array:
+    """One sequence, token by token."""
+    out = np.zeros(v.shape)
+    for head in range(v.shape[1]):
+        state, key_head = np.zeros((q.shape[2], v.shape[2])), head // (v.shape[1] // q.shape[1])
+        for row in range(len(q)):
+            query, key = (x[row, key_head] / math.sqrt(math.fsum(x[row, key_head] ** 2) + 1e-6) for x in (q, k))
+            state *= math.exp(log_decay[row, head])
+            state += np.outer(key, share[row, head] * (v[row, head] - key @ state))
+            out[row, head] = query @ state / math.sqrt(q.shape[2])
+    return out
+
+
+def log_decay(a: Array, rate: Array, bias: Array) -> Array:
+    return np.vectorize(lambda x, r, b: -math.exp(r) * math.log1p(math.exp(x + b)), otypes=[float])(a, rate, bias)
+
+
+def causal_conv(x: Array, weight: Array) -> Array:
+    """One sequence."""
+    out, taps = np.zeros(x.shape), weight.shape[-1]
+    for row in range(len(x)):
+        for back in range(min(taps, row + 1)):
+            out[row] += x[row - back] * weight[:, 0, taps - 1 - back]
+    return silu_mul(out, np.ones(x.shape))

@@ -35,6 +35,14 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         ),
         [(7, 3), (4, 3), (4, 2, 3), (4, 2, 3), (4, 3, 2)],
     ),
+    "decay_scan": (lambda ops, q, k, v: ops.decay_scan(q, k, v, (0.9, 0.5), STEP, 0), [(7, 2, 3), (7, 2, 3), (7, 2, 2)]),
+    "delta_scan": (
+        lambda ops, q, k, v, a, rate, bias, b: ops.delta_scan(
+            q, k, v, ops.log_decay(a, Weight("r", rate), Weight("b", bias)), ops.sigmoid(b), STEP, 0
+        ),
+        [(7, 1, 3), (7, 1, 3), (7, 2, 2), (7, 2), (2,), (2,), (7, 2)],
+    ),
+    "causal_conv": (lambda ops, x, w: ops.causal_conv(x, Weight("w", w), STEP, 0), [(7, 5), (5, 1, 4)]),
     "views": (lambda ops, x: ops.split(ops.flat(ops.heads(x, 2)), (2, 4))[1], [(7, 6)]),
 }
 
