@@ -40,11 +40,11 @@ def page() -> str:
 
 def _row(card: Card) -> str:
     record = licence(card.licence)
-    size = file_bytes(sizes_of(config_of(card), card.name), "q4_k_m") / 1e9
+    size = file_bytes(sizes_of(config_of(card), card.name), "q4_k_m") / 1e9 if card.weights != "none" else 0
     cells = (
         f"`{card.name}`",
-        f"{_weights(card):,}",
-        f"{size:.2f}" if size < 9.995 else f"{size:.1f}",
+        f"{_weights(card):,}" if size else "not published",
+        "-" if not size else f"{size:.2f}" if size < 9.995 else f"{size:.1f}",
         f"{card.context:,}",
         card.chat or "-",
         f"[{card.licence}]({record.url})",
@@ -55,7 +55,7 @@ def _row(card: Card) -> str:
 
 
 def _weights(card: Card) -> int:
-    return sizes_of(config_of(card), card.name).parameters
+    return sizes_of(config_of(card), card.name).parameters if card.weights != "none" else 0
 
 
 if __name__ == "__main__":

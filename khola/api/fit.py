@@ -17,7 +17,7 @@ from khola.cards.catalogue import card, cards, config_of
 from khola.cards.formats import COMMON, FORMATS, file_bytes
 from khola.cards.sizes import Sizes, sizes_of
 from khola.engine.admission import DEFAULT_CONTEXT_TOKENS
-from khola.errors import AskedWrong
+from khola.errors import AskedWrong, UnknownModel
 from khola.loader.interpreter import chosen, require_cache
 from khola.native.probe import Machine, probe
 from khola.ops.vocabulary import PAGE_TOKENS
@@ -202,6 +202,8 @@ def _subject(name: str, settings: Settings) -> _Subject:
 
 
 def _of_card(found: Card) -> _Subject:
+    if found.weights == "none":
+        raise UnknownModel("the weights of {name} have not been published", hint="`khola show {name}` says more", name=found.name)
     sizes = sizes_of(config_of(found), found.name)
     return _Subject(name=found.name, sizes=sizes, trained=found.context, architecture=found.architecture, card=found)
 
@@ -325,7 +327,8 @@ def _choice(known: _Format, subject: _Subject, tokens: int, cost: _Cost, machine
 def _relatives(found: Card, tokens: int, machine: Machine, interpreter: str, cache: str) -> tuple[str, ...]:
     """Up to three smaller models of the family that fit: those of the most similar name first, the largest of them first."""
     own = sizes_of(config_of(found), found.name).parameters
-    kin = [entry for entry in cards().values() if entry.family == found.family and bool(entry.chat) == bool(found.chat)]
+    family = [entry for entry in cards().values() if entry.family == found.family and entry.weights != "none"]
+    kin = [entry for entry in family if bool(entry.chat) == bool(found.chat)]
     smaller = [entry for entry in kin if sizes_of(config_of(entry), entry.name).parameters < own]
     fitting = _fitting(smaller, tokens, machine, interpreter, cache)
     fitting.sort(key=lambda entry: -_shared_start(entry.name, found.name))

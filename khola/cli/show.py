@@ -14,6 +14,7 @@ from khola.errors import NoTemplate, NotPulled
 if TYPE_CHECKING:
     from khola.api.header import Comparison, Header
     from khola.cards.card import Card
+    from khola.cards.sizes import Sizes
 
 HOW = {
     "fine-tuned": "fine-tuned",
@@ -115,7 +116,7 @@ def _print_card(card: Card, talk: Talk) -> None:
     from khola.cli.tables import print_pairs, size
 
     config = config_of(card)
-    sizes = sizes_of(config, card.name)
+    sizes = sizes_of(config, card.name) if config else None
     keys = (card.licence, *card.further_licences)
     if talk.json:
         built: dict[str, Any] = msgspec.to_builtins(card)
@@ -124,7 +125,7 @@ def _print_card(card: Card, talk: Talk) -> None:
             {
                 **built,
                 "config": config,
-                "sizes": {**asdict(sizes), "parameters": sizes.parameters, "active": sizes.active},
+                "sizes": {**asdict(sizes), "parameters": sizes.parameters, "active": sizes.active} if sizes else None,
                 "licences": licences,
             }
         )
@@ -136,14 +137,9 @@ def _print_card(card: Card, talk: Talk) -> None:
         (words("lab"), f"{card.lab}, {card.country}"),
         (words("released"), card.released),
         (words("made from"), ""),
-        (words("weights"), _weights(card, sizes.parameters, sizes.active, talk)),
-        (words("architecture"), _shape(card, config, talk)),
-        (
-            words("context"),
-            words(
-                "{tokens} tokens; {bytes} of cache a token in 16 bits", tokens=f"{card.context:,}", bytes=size(2 * sizes.cache_per_token)
-            ),
-        ),
+        (words("weights"), _weights(card, sizes, talk)),
+        (words("architecture"), _shape(card, config, talk) if config else ""),
+        (words("context"), _context(card, sizes, talk)),
         (words("languages"), ", ".join(card.languages)),
         (words("chat format"), card.chat or words("none; `khola complete` continues a text with it")),
         (words("thinks"), words(THINKING[card.thinking]) if card.chat else ""),
@@ -163,8 +159,19 @@ def _once(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(label if place == 0 or pairs[place - 1][0] != label else "", value) for place, (label, value) in enumerate(pairs)]
 
 
-def _weights(card: Card, parameters: int, active: int, talk: Talk) -> str:
-    said = talk.words("{published} ({exact})", published=card.parameters, exact=f"{parameters:,}")
+def _context(card: Card, sizes: Sizes | None, talk: Talk) -> str:
+    from khola.cli.tables import size
+
+    tokens = f"{card.context:,}"
+    if sizes is None:
+        return talk.words("{tokens} tokens", tokens=tokens)
+    return talk.words("{tokens} tokens; {bytes} of cache a token in 16 bits", tokens=tokens, bytes=size(2 * sizes.cache_per_token))
+
+
+def _weights(card: Card, sizes: Sizes | None, talk: Talk) -> str:
+    if sizes is None:
+        return talk.words(WEIGHTS[card.weights])
+    said = talk.words("{published} ({exact})", published=card.parameters, exact=f"{sizes.parameters:,}")
     if card.active_parameters:
         said = talk.words("{all}, {active} of them for one token", all=said, active=card.active_parameters)
     return f"{said}; {talk.words(WEIGHTS[card.weights])}"

@@ -18,7 +18,8 @@ from khola.errors import BadConfig
 from khola.models import architecture, architectures
 from khola.nn.specs import parse_config
 
-ALL = list(cards().values())
+EVERY = list(cards().values())
+ALL = [entry for entry in EVERY if entry.weights != "none"]
 NAMES = [entry.name for entry in ALL]
 
 NEEDED = {
@@ -148,6 +149,18 @@ def test_the_promised_families_are_there() -> None:
     assert set(NAMES) == set(expected)
 
 
+@pytest.mark.parametrize("entry", [entry for entry in EVERY if entry.weights == "none"], ids=lambda entry: entry.name)
+def test_a_card_without_weights_tells_where_it_stands(entry: Card) -> None:
+    """Its place in the family tree, and nothing that only weights have."""
+    assert re.fullmatch(r"\d{4}-\d\d(-\d\d)?", entry.released) and re.fullmatch(r"[A-Z]{2}", entry.country)
+    assert entry.facts and entry.about and licence(entry.licence).redistribute is False
+    assert not (entry.sources or entry.files or entry.config or entry.architecture or entry.sampling or entry.stop_ids or entry.chat)
+
+
+def test_which_models_have_no_weights() -> None:
+    assert {entry.name for entry in EVERY} - set(NAMES) == {"kimi-k1.5"}
+
+
 @pytest.mark.parametrize("entry", ALL, ids=NAMES)
 def test_a_card_is_complete(entry: Card) -> None:
     assert re.fullmatch(r"[a-z0-9.-]+", entry.name)
@@ -272,7 +285,7 @@ def test_files_are_of_known_content() -> None:
 @pytest.mark.parametrize(("key", "entry"), licences().items(), ids=list(licences()))
 def test_a_licence_is_used_and_leads_to_its_text(key: str, entry: Licence) -> None:
     assert entry.url.startswith("https://")
-    assert any(key in (found.licence, *found.further_licences) for found in ALL)
+    assert any(key in (found.licence, *found.further_licences) for found in EVERY)
     assert entry.distil_outputs != "name-rule" or entry.name_prefix
     assert entry.commercial != "yes" or not entry.mau_limit
 

@@ -204,3 +204,11 @@ def test_show_a_real_file(khola_says: Command, real_model: Callable[[str], Path]
     other = khola_says("show", path, "--architecture", "llama")
     assert "72 that llama does not know:" in other.out
     assert "model.layers.0.self_attn.k_proj.bias" in other.out
+
+
+def test_a_model_without_weights_is_shown_and_fits_nowhere(khola_says: Command) -> None:
+    assert "not published" in khola_says("show", "kimi-k1.5").out
+    assert json.loads(khola_says("show", "kimi-k1.5", "--json").out)["sizes"] is None
+    refused = khola_says("fit", "kimi-k1.5")
+    assert refused.code == 2 and "the weights of kimi-k1.5 have not been published" in refused.err
+    assert "kimi-k2-instruct" in khola_says("show").out

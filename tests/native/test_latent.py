@@ -70,14 +70,14 @@ def test_prompts(heads: int, latent: int, turned: int, isa: str) -> None:
         assert nmse(whole(isa, x, heads, latent, turned), wanted(x, heads, latent, turned)) < OP_BFLOAT16
 
 
-@pytest.mark.parametrize(("heads", "latent"), [(3, 48), (64, 8)])
+@pytest.mark.parametrize(("heads", "latent"), [(3, 48), (16, 24), (64, 8)])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_tokens_one_by_one_give_the_bits_of_the_prompt(heads: int, latent: int, threads: int, isa: str) -> None:
     """Whatever the step holds, wherever the pages lie, and however threads share a long context."""
     x = tokens(300, heads, latent, 8)
     prompt = whole(isa, x, heads, latent, 8)
     rig, out = rig_for(isa, x, heads, latent, 8, threads=threads)
-    for before, rows in ((0, 130), (130, 1), (131, 14), (145, 65), (210, 88), (298, 1), (299, 1)):
+    for before, rows in ((0, 131), (131, 1), (132, 13), (145, 65), (210, 88), (298, 1), (299, 1)):
         assert rig.step(range(before, before + rows), [Run(before, rows, [3, 5, 7, 9, 0, 1, 2, 4, 6, 8])]) == 0
         np.testing.assert_array_equal(rig.slot(out, rows), prompt[before : before + rows], err_msg=f"{rows} rows after {before}")
 

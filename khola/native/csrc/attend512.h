@@ -15,6 +15,11 @@ namespace {
 constexpr int kFoldedRows = 32;  // rows of a tile pair
 constexpr int kPagesInBlock = kKeyBlock / KH_PAGE;
 
+// Pages of a block of keys that were made values already.
+struct MadeValues {
+  int block = -1, pages = 0;
+};
+
 inline int value_tiles(int value_size) { return (value_size + 31) / 32 * 2; }
 
 // Floats of a part: greatest[32], mass[32], mixed[2][value tiles][16][16].
@@ -30,6 +35,14 @@ struct AttendMemory {
   float* scales;     // of the tokens of a block: [128] of keys, times what scores are multiplied with, then [128] of values
   float *part, *total;
   float* row;        // mixed values of rows that are worked out apart
+  size_t q_numbers, total_floats;  // of one fold; `q` and `total` are those of several
+
+  AttendMemory of_fold(int number) const {
+    AttendMemory own = *this;
+    own.q += number * q_numbers;
+    own.total += number * total_floats;
+    return own;
+  }
 
   AttendMemory(uint8_t* memory, int key_size, int value_size) {
     const auto take = [&](size_t count) {
@@ -37,7 +50,9 @@ struct AttendMemory {
       bytes += (count + 63) / 64 * 64;
       return here;
     };
-    q = reinterpret_cast<uint16_t*>(take(static_cast<size_t>(kFoldedRows) * ((key_size + 31) / 32 * 32) * 2));
+    q_numbers = static_cast<size_t>(kFoldedRows) * ((key_size + 31) / 32 * 32);
+    total_floats = (part_floats(value_size) + 15) / 16 * 16;
+    q = reinterpret_cast<uint16_t*>(take(kFoldsTogether * q_numbers * 2));
     scores = reinterpret_cast<float*>(take(kFoldedRows * kKeyBlock * 4));
     shares = reinterpret_cast<uint16_t*>(take(kFoldedRows * kKeyBlock * 2));
     keys = reinterpret_cast<uint16_t*>(take(LayerPlanes::numbers(key_size) * 2));
@@ -45,7 +60,7 @@ struct AttendMemory {
     cleared = reinterpret_cast<uint16_t*>(take(LayerPlanes::numbers(value_size) * 2 * 2));
     scales = reinterpret_cast<float*>(take(2 * kKeyBlock * 4));
     part = reinterpret_cast<float*>(take(part_floats(value_size) * 4));
-    total = reinterpret_cast<float*>(take(part_floats(value_size) * 4));
+    total = reinterpret_cast<float*>(take(kFoldsTogether * total_floats * 4));
     row = reinterpret_cast<float*>(take(part_floats(value_size) * 4));
   }
   size_t bytes = 0;
@@ -226,7 +241,7 @@ void mix_apart(const Fold& fold, const AttendMemory& memory, const BlockValues& 
 
 // The part of one block of keys.
 template <typename Unit, int Tiles>
-void part_of(const Fold& fold, const AttendMemory& memory, int block, float* part) {
+void part_of(const Fold& fold, const AttendMemory& memory, MadeValues& made, int block, float* part) {
   const LayerPlanes& planes = fold.planes;
   const int key0 = block * kKeyBlock, chunks = (planes.key_size + 31) / 32, tiles = value_tiles(planes.value_size);
   const int end = std::min(kKeyBlock, fold.last_of(fold.rows - 1) + 1 - key0);
@@ -238,9 +253,13 @@ void part_of(const Fold& fold, const AttendMemory& memory, int block, float* par
     const uint16_t* keys = tiles_of(planes.keys_of(pages[p], head), planes.key_size, planes.coded, memory.keys, scales, scale_of(fold));
     Unit::template block<Tiles>(memory.q, chunks * 512, [keys](int c) { return keys + c * 1024; }, chunks, memory.scores + p * 512, 2048, true, fold.rows);
     uint16_t* room = memory.pages + static_cast<size_t>(p) * tiles * 512;
-    values.page[p] = planes.values_in_keys
-                         ? keys_as_value_tiles(keys, tiles, room)
-                         : tiles_of(planes.values_of(pages[p], head), planes.value_size, planes.coded, room, scales + kKeyBlock, _mm512_set1_ps(1.0f));
+    if (!planes.values_in_keys) {
+      values.page[p] = tiles_of(planes.values_of(pages[p], head), planes.value_size, planes.coded, room, scales + kKeyBlock, _mm512_set1_ps(1.0f));
+      continue;
+    }
+    if (made.block != block) made = {block, 0};
+    if (p >= made.pages) keys_as_value_tiles(keys, tiles, room), made.pages = p + 1;
+    values.page[p] = room;
   }
   float* mixed = part + 2 * kFoldedRows;
   if (planes.coded) {
@@ -299,23 +318,49 @@ inline void write_rows(const Fold& fold, const float* total) {
 template <typename Unit, int Tiles>
 void attend_fold(const Fold& fold, const AttendMemory& memory) {
   const AttendTask& task = fold.task;
+  MadeValues made;
   if (!task.joins) load_queries(fold, memory.q);
   const int first = task.parts ? task.block0 : fold.first_of(0) / kKeyBlock;
   const int last = task.parts ? task.block1 : fold.last_of(fold.rows - 1) / kKeyBlock + 1;
   for (int block = first; block < last; ++block) {
     float* part = task.parts ? task.parts + (block - task.block0) * part_floats(fold.planes.value_size) : memory.part;
-    if (!task.joins) part_of<Unit, Tiles>(fold, memory, block, part);
+    if (!task.joins) part_of<Unit, Tiles>(fold, memory, made, block, part);
     if (task.joins || !task.parts) join<Tiles>(fold, part, memory.total, block == first);
   }
   if (task.joins || !task.parts) write_rows(fold, memory.total);
+}
+
+template <typename Unit, int Tiles>
+void attend_block(const Fold& fold, const AttendMemory& memory, MadeValues& made, int block) {
+  if (block == 0) load_queries(fold, memory.q);
+  if (block > fold.last_of(fold.rows - 1) / kKeyBlock) return;
+  part_of<Unit, Tiles>(fold, memory, made, block, memory.part);
+  join<Tiles>(fold, memory.part, memory.total, block == 0);
+}
+
+// Folds take turns at a block of keys, so that values are made of it once. There is no window.
+template <typename Unit>
+void attend_folds(const LayerPlanes& planes, const AttendTask& task, int row0, int rows, const AttendMemory& memory) {
+  const auto fold_of = [&](int number) { return Fold(planes, task, row0 + number * kFoldedRows, std::min(kFoldedRows, rows - number * kFoldedRows)); };
+  const int folds = (rows + kFoldedRows - 1) / kFoldedRows, last = (task.position + (row0 + rows - 1) / task.group) / kKeyBlock;
+  MadeValues made;
+  for (int block = 0; block <= last; ++block)
+    for (int number = 0; number < folds; ++number) {
+      const Fold fold = fold_of(number);
+      if (fold.rows > 16) attend_block<Unit, 2>(fold, memory.of_fold(number), made, block);
+      else attend_block<Unit, 1>(fold, memory.of_fold(number), made, block);
+    }
+  for (int number = 0; number < folds; ++number) write_rows(fold_of(number), memory.of_fold(number).total);
 }
 
 template <typename Unit>
 void attend(const LayerPlanes& planes, const AttendTask& task, Scratch& scratch) {
   const AttendMemory memory(scratch.data, planes.key_size, planes.value_size);
   Unit::begin();
-  const int all = task.rows * task.group;
-  for (int row = 0; row < all; row += kFoldedRows) {
+  const int all = task.rows * task.group, together = kFoldsTogether * kFoldedRows;
+  for (int row = 0; planes.values_in_keys && all > kFoldedRows && row < all; row += together)
+    attend_folds<Unit>(planes, task, row, std::min(together, all - row), memory);
+  for (int row = 0; (!planes.values_in_keys || all <= kFoldedRows) && row < all; row += kFoldedRows) {
     const Fold fold(planes, task, row, std::min(kFoldedRows, all - row));
     if (fold.rows > 16) attend_fold<Unit, 2>(fold, memory);
     else attend_fold<Unit, 1>(fold, memory);

@@ -7,7 +7,8 @@ namespace kh {
 
 namespace {
 
-constexpr int kFolded = 32;  // rows times query heads that a kernel takes at once
+constexpr int kFolded = 32;     // rows times query heads that a kernel takes at once
+constexpr int kManyTasks = 16;  // of a thread: no need to tear one
 
 }  // namespace
 
@@ -76,8 +77,10 @@ void AttentionWalk::read(const kh_op& op, const LayerPlanes& planes) {
   Attention all{op, planes, heads % kFolded ? 1 : heads / kFolded};
   all.group = heads / all.parts;
   all.block = std::max(1, kFolded / all.group);
+  // Long tasks cannot be torn: only where there are enough of them.
+  if (planes.values_in_keys && b_.num_rows >= kFoldsTogether * all.block * kManyTasks * threads_) all.block *= kFoldsTogether;
   for_tasks(all, [&](const Piece& piece) { all.blocks += piece.blocks, ++all.tasks; });
-  all.tears = k_.part_floats && all.group <= kFolded && all.tasks < 16 * threads_;
+  all.tears = k_.part_floats && all.group <= kFolded && all.tasks < kManyTasks * threads_ && all.block * all.group <= kFolded;
   bool torn = false;
   for_tasks(all, [&](const Piece& piece) { torn |= attend_piece(all, piece); });
   if (!torn) return;

@@ -21,6 +21,7 @@ constexpr int kFewRows = 16;     // int8 rows of a block
 constexpr int kGroup = 32;       // inputs that share an activation scale
 constexpr int kSumGroup = 16;    // inputs that share an activation sum
 constexpr int kKeyBlock = 128;   // keys of one part of an attention
+constexpr int kFoldsTogether = 4;  // times 32 rows and heads, of an attention whose values are made of its keys
 constexpr int kTop = 64;         // blocks of logits that are looked at as one
 
 // The input of one matrix product. Int8 rows: q, scale, sum (or rows16 for 16-bit weights). Bfloat16 rows: tiles. How q, scale and sum are
