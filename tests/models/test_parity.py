@@ -17,7 +17,7 @@ def test_only_what_got_worse_fails() -> None:
     parity.measured("qwen3_moe", "normalised", recorded)
     parity.measured("qwen3_moe", "normalised", PARITY_SLACK * recorded * 0.99)
     parity.measured("qwen3_moe", "a new configuration", 1.0)
-    with pytest.raises(AssertionError, match="qwen3_moe, normalised: 1.0e-05 from the reference"):
+    with pytest.raises(AssertionError, match=r"qwen3_moe, normalised: .* from the reference"):
         parity.measured("qwen3_moe", "normalised", 1e-5)
     parity.close()
     assert FILE.read_bytes() == before
