@@ -1,6 +1,7 @@
 # make chat    a virtual environment, the default model, a conversation
 # make test    the same environment with the test libraries, then every test but the long ones
 # make check   format, lint, types, import contracts, spelling, docs
+# make models-page  how far every architecture lies from its reference, measured, and docs/models.md written from it and the cards
 # make soak    the longest tests (more random cases); make bench: the measurements in docs/
 # make sanitize  the native library's tests under sanitizers of addresses, undefined behaviour and threads (Linux, GCC, CMake)
 
@@ -11,7 +12,7 @@ export PROMPT ?=
 MODEL ?= smollm2-135m-instruct
 WORKERS ?= 2
 
-.PHONY: chat test fast check soak sanitize bench clean
+.PHONY: chat test fast check models-page soak sanitize bench clean
 chat: $(VENV)/core.stamp
 	@$(BIN)/khola pull --if-missing --yes "$(MODEL)"
 	@$(BIN)/khola chat "$(MODEL)" $(if $(PROMPT),--temperature 0 -- "$$PROMPT" < /dev/null)
@@ -24,6 +25,10 @@ fast: $(VENV)/dev.stamp
 
 check: $(VENV)/dev.stamp
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+models-page: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/models -k equal_to_the_reference --record-parity -n 0 -q
+	$(BIN)/python scripts/models_table.py
 
 soak: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "soak" -n 0

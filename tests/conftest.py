@@ -14,6 +14,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 CACHE = Path(os.environ.get("KHOLA_TEST_CACHE") or Path.home() / ".cache" / "khola-tests")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What only some rooms understand, for all."""
+    parser.addoption("--record-parity", action="store_true", help="write tests/models/parity.json anew from what is measured; not with -n")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of test sets; tests that need it are skipped where it is missing."""

@@ -6,31 +6,34 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from khola.chat.message import Message, Role, ToolCall
+from khola.chat.message import IMAGE, Message, Role, ToolCall
 from khola.errors import AskedWrong, UnknownOption, WrongModality
 
 ROLES = get_args(Role)
 _KEYS = ("role", "content", "thinking", "reasoning_content", "tool_calls", "tool_call_id", "name")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_KEYS = ("thinking", "tool_call_id", "name")
 
 
-def conversation(given: str | Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
+def conversation(given: str | Sequence[Message | Mapping[str, Any]], *, images: bool = False) -> tuple[Message, ...]:
     """Messages out of whatever a caller gave.
 
     Args:
         given: a text, which is one user turn; or turns, each a `Message` or a mapping with the keys of OpenAI's chat messages.
+        images: whether the model sees; its images then stand in the texts as `IMAGE`, in the order in which they were given.
     Raises:
         AskedWrong: no turn at all, a role that does not exist, a value of a wrong type.
         UnknownOption: a key that khola does not know.
         WrongModality: an image, sound or anything else that is not text.
     """
     if isinstance(given, str):
-        return (_checked(Message(role="user", content=given), 0),)
+        return (_checked(Message(role="user", content=_unmarked(given, 0)), 0),)
     if isinstance(given, Mapping | bytes) or not isinstance(given, Sequence):
         raise AskedWrong("a conversation is a text or a list of messages, not {kind}", kind=type(given).__name__)
     if not given:
         raise AskedWrong("the conversation is empty", hint="give at least one message")
-    return tuple(_checked(item if isinstance(item, Message) else _message(item, index), index) for index, item in enumerate(given))
+    made = (item if isinstance(item, Message) else _message(item, index, images) for index, item in enumerate(given))
+    return tuple(_checked(message, index, images) for index, message in enumerate(made))
 
 
 def role_order(messages: Sequence[Message]) -> str:
@@ -39,7 +42,7 @@ def role_order(messages: Sequence[Message]) -> str:
     return ", ".join(roles if len(roles) <= 12 else [*roles[:6], "…", *roles[-5:]])
 
 
-def _message(item: object, index: int) -> Message:
+def _message(item: object, index: int, images: bool) -> Message:
     """One message from a mapping."""
     if not isinstance(item, Mapping):
         raise AskedWrong("message {index} is {kind}; expected a mapping with role and content", index=index, kind=type(item).__name__)
@@ -56,7 +59,7 @@ def _message(item: object, index: int) -> Message:
         raise _wrong("tool_calls", "a list", calls, index)
     return Message(
         role=_role(item.get("role"), index),
-        content=_content(item.get("content"), index),
+        content=_content(item.get("content"), index, images),
         tool_calls=tuple(_call(call, index) for call in calls or ()),
         **values,
     )
@@ -70,24 +73,34 @@ def _role(role: object, index: int) -> Role:
     raise AskedWrong("message {index} has the role {role!r}", hint="roles: {known}", index=index, role=role, known=", ".join(ROLES))
 
 
-def _content(content: object, index: int) -> str:
-    """Text, from a string or a list of text parts."""
+def _content(content: object, index: int, images: bool) -> str:
+    """Text, from a string or a list of parts."""
     if content is None or isinstance(content, str):
-        return content or ""
+        return _unmarked(content or "", index)
     if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
         raise _wrong("content", "a text or a list of parts", content, index)
     pieces = []
     for part in content:
         if not isinstance(part, Mapping):
             raise _wrong("a part of content", "a mapping with type and text", part, index)
+        if images and part.get("type") in _IMAGE_PARTS:
+            pieces.append(IMAGE)
+            continue
         if part.get("type") != "text":
             raise WrongModality(
                 "message {index} has a part of type {kind!r}; this model reads text only", index=index, kind=part.get("type")
             )
         if not isinstance(part.get("text"), str):
             raise _wrong("the text of a part", "a text", part.get("text"), index)
-        pieces.append(part["text"])
+        pieces.append(_unmarked(part["text"], index))
     return "".join(pieces)
+
+
+def _unmarked(text: str, index: int) -> str:
+    """A text without the mark of an image, which only a part that is one may give."""
+    if IMAGE in text:
+        raise AskedWrong("message {index} has the character U+FDD3, which is no letter of any script", index=index)
+    return text
 
 
 def _call(call: object, index: int) -> ToolCall:
@@ -117,7 +130,7 @@ def _text(value: object, key: str, index: int) -> str:
     raise _wrong(key, "a text", value, index)
 
 
-def _checked(message: Message, index: int) -> Message:
+def _checked(message: Message, index: int, images: bool = False) -> Message:
     """A message whose fields fit its role and whose texts are Unicode."""
     if message.role not in ROLES:
         _role(message.role, index)
@@ -129,6 +142,8 @@ def _checked(message: Message, index: int) -> Message:
         value = getattr(message, key)
         if not isinstance(value, str):
             raise _wrong(key, "a text", value, index)
+        if IMAGE in value and not (images and key == "content"):
+            _unmarked(value, index)
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -8,6 +8,9 @@ import msgspec
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+IMAGE = "\ufdd3"
+"""Stands in the content of a message where an image does: a noncharacter, which no speaker may write."""
+
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """A call that the model asks for."""
@@ -31,6 +34,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Role
     content: str = ""
+    """Text, and `IMAGE` for every image in it."""
     thinking: str = ""
     """Thoughts of an assistant turn, without marks."""
     tool_calls: tuple[ToolCall, ...] = ()

@@ -18,12 +18,13 @@ from khola.chat.thinking import END, OPENING, START, ThinkingSplitter, without_t
 from khola.chat.tool_calls import END as CALL_END
 from khola.chat.tool_calls import RESULT, RESULT_END, MarkedCalls, tool_json
 from khola.chat.tool_calls import START as CALL
-from khola.chat.turns import check_thinking, check_turns, joined
+from khola.chat.turns import check_thinking, check_turns, imaged, joined
 from khola.chat.xml_calls import as_text, xml_call, xml_calls
 from khola.errors import AskedWrong
 
 _RESULT, _RESULT_END = Control(RESULT, plain=True), Control(RESULT_END, plain=True)
 _CALL, _CALL_END = Control(CALL, plain=True), Control(CALL_END, plain=True)
+_IMAGE = (Control("<|vision_start|>"), Control("<|image_pad|>"), Control("<|vision_end|>"))
 _CODER = "You are Qwen, a helpful AI assistant that can interact with a computer to solve tasks."
 _EXAMPLE = (
     "\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n<parameter=example_parameter_2>\n{value_2}\n"
@@ -91,7 +92,7 @@ class Hybrid:
         continue_last: bool = False,
     ) -> Prompt:
         """See `Format.render`. Texts lose their outer spaces; behind the last question thoughts are kept, empty ones too."""
-        check_turns(messages, continue_last=continue_last)
+        check_turns(messages, continue_last=continue_last, images=("user", "assistant", "tool"))
         spoken = [Message(role=m.role, content=m.content.strip(), thinking=m.thinking, tool_calls=m.tool_calls) for m in messages]
         question = last_question(spoken)
         if spoken[question].role != "user" or any(message.role == "system" for message in spoken[1:]):
@@ -103,11 +104,11 @@ class Hybrid:
         parts = _system(spoken[0], tools)
         for index, message in enumerate(spoken):
             if message.role == "tool":
-                parts += _result(spoken, index, (), ("\n", _RESULT, f"\n{message.content}\n", _RESULT_END))
+                parts += _result(spoken, index, (), ("\n", _RESULT, "\n", *imaged(message.content, _IMAGE), "\n", _RESULT_END))
             elif message.role == "assistant":
                 parts += _answer(message, recent=index > question)
             elif message.role == "user":
-                parts += [IM_START, f"user\n{message.content}", IM_END, "\n"]
+                parts += [IM_START, "user\n", *imaged(message.content, _IMAGE), IM_END, "\n"]
         opened = thinking is not False
         if continue_last:
             opened = bool(messages[-1].thinking and not messages[-1].content)
@@ -181,7 +182,7 @@ def _answer(message: Message, *, recent: bool) -> list[Part]:
     if not thought and END in content:
         thought = content.split(END)[0].rstrip("\n").split(START)[-1].lstrip("\n")
         content = without_thoughts(content).lstrip("\n")
-    parts: list[Part] = [*BEGIN, *((*OPENING, thought.strip() + "\n", *CLOSING) if recent else ()), content]
+    parts: list[Part] = [*BEGIN, *((*OPENING, thought.strip() + "\n", *CLOSING) if recent else ()), *imaged(content, _IMAGE)]
     for place, call in enumerate(message.tool_calls):
         parts += ["\n" if place else "\n\n" if content.strip() else "", *xml_call(call)]
     return [*parts, IM_END, "\n"]

@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from khola.chat.conversation import role_order
-from khola.chat.message import Message, Part, Tool
+from khola.chat.message import IMAGE, Message, Part, Tool
 from khola.chat.thinking import without_thoughts
-from khola.errors import AskedWrong
+from khola.errors import AskedWrong, WrongModality
 
 
-def check_turns(messages: Sequence[Message], *, continue_last: bool = False) -> None:
+def check_turns(messages: Sequence[Message], *, continue_last: bool = False, images: Sequence[str] = ()) -> None:
     """Refuse what no format can write.
 
+    Args:
+        messages: of the conversation.
+        continue_last: whether its last turn goes on.
+        images: roles whose turns may have images.
     Raises:
         AskedWrong: there is no message, or the last one cannot be continued.
+        WrongModality: a turn has an image where the format has no place for one.
     """
     if not messages:
         raise AskedWrong("the conversation is empty", hint="give at least one message")
+    for index, message in enumerate(messages):
+        if IMAGE in message.content and message.role not in images:
+            raise WrongModality(
+                "message {index}: this chat format has no place for an image in a turn of {role}", index=index, role=message.role
+            )
     if continue_last and (messages[-1].role != "assistant" or messages[-1].tool_calls):
         raise AskedWrong("only an assistant's turn of plain text can be continued; the roles are: {roles}", roles=role_order(messages))
 
@@ -56,6 +66,12 @@ def check_bare_calls(name: str, message: Message) -> None:
             hint="leave out the text, or make it a turn of its own",
             name=name,
         )
+
+
+def imaged(text: str, mark: Sequence[Part]) -> list[Part]:
+    """A text with a format's own mark in the place of every image."""
+    first, *others = text.split(IMAGE)
+    return [first, *(part for other in others for part in (*mark, other))]
 
 
 def joined(parts: Iterable[Part]) -> tuple[Part, ...]:

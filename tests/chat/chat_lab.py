@@ -13,7 +13,7 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from khola.chat.message import Message, Tool
+from khola.chat.message import IMAGE, Message, Tool
 
 HERE = Path(__file__).parent
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -49,7 +49,10 @@ def lab_messages(messages: Sequence[Message], *, name: str = "") -> list[dict[st
     """Messages as the reference library passes them; DeepSeek's templates want arguments as text, the first no content beside calls."""
     made = []
     for message in messages:
-        one: dict[str, Any] = {"role": message.role, "content": message.content}
+        one: dict[str, Any] = {
+            "role": message.role,
+            "content": lab_content(message.content) if IMAGE in message.content else message.content,
+        }
         if message.name:
             one["name"] = message.name
         if message.thinking:
@@ -71,6 +74,12 @@ def lab_messages(messages: Sequence[Message], *, name: str = "") -> list[dict[st
     return made
 
 
+def lab_content(text: str) -> list[dict[str, str]]:
+    """Texts and images as typed parts."""
+    first, *others = text.split(IMAGE)
+    return [{"type": "text", "text": first}, *(part for other in others for part in ({"type": "image"}, {"type": "text", "text": other}))]
+
+
 def minimax_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as MiniMax's template wants them: contents in parts, results of functions by name, calls as the model writes them."""
     made: list[dict[str, Any]] = []
@@ -80,7 +89,7 @@ def minimax_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         for call in message.tool_calls:
             text += f"<function_call>```typescript\nfunctions.{call.name}({json.dumps(call.arguments, ensure_ascii=False)})\n```"
             called.append(call.name)
-        one: dict[str, Any] = {"role": message.role, "content": [{"type": "text", "text": text}]}
+        one: dict[str, Any] = {"role": message.role, "content": lab_content(text)}
         if message.role == "tool":
             one |= {"role": "function", "name": message.name or (called.pop(0) if called else "")}
         made.append(one)

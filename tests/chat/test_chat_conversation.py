@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from khola.chat.conversation import conversation, role_order
-from khola.chat.message import Message, ToolCall
+from khola.chat.message import IMAGE, Message, ToolCall
 from khola.errors import AskedWrong, KholaError, UnknownOption, WrongModality
 
 
@@ -31,6 +31,22 @@ def test_mappings_and_messages_mix() -> None:
     assert made[2] == Message(role="assistant", thinking="hm", tool_calls=(ToolCall(name="weather", arguments={"place": "ঢাকা"}, id="c1"),))
     assert (made[3].tool_call_id, made[3].name) == ("c1", "weather")
     assert made[4].thinking == "ok"
+
+
+def test_images_keep_their_place_where_the_model_sees() -> None:
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "x"}},
+        {"type": "text", "text": "b"},
+        {"type": "image"},
+    ]
+    assert conversation([{"role": "user", "content": parts}], images=True)[0].content == f"a{IMAGE}b{IMAGE}"
+    assert conversation([Message(role="user", content=IMAGE)], images=True)[0].content == IMAGE
+    for forged in (IMAGE, [Message(role="user", content=IMAGE)], [{"role": "user", "content": IMAGE}]):
+        with pytest.raises(AskedWrong, match=r"U\+FDD3"):
+            conversation(forged)
+    with pytest.raises(AskedWrong, match=r"U\+FDD3"):
+        conversation([{"role": "user", "content": [{"type": "text", "text": IMAGE}]}], images=True)
 
 
 def test_flat_calls_and_ready_calls() -> None:

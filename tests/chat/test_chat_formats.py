@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from record_golden import cases
 
 from khola.chat.formats import NAMES, format_named, format_of_template
-from khola.chat.message import Control, Message, Prompt, Tool, ToolCall
+from khola.chat.message import IMAGE, Control, Message, Prompt, Tool, ToolCall
 from khola.errors import AskedWrong, UnknownOption
 from khola.store.gguf import read_gguf
 
@@ -109,6 +109,28 @@ def test_prints_thoughts_that_can_be_switched_as_the_template_does(name: str, ti
 def test_deepseek_prints_a_history_of_calls_as_the_template_does(name: str, title: str) -> None:
     messages = (CALLS | MANY_CALLS | STEPS)[title]
     assert format_named(name).render(messages).text() == lab_render(lab_template(name), messages, name=name)
+
+
+IMAGES = {"qwen3_5": ("user", "assistant", "tool"), "minimax": ("system", "user", "assistant")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_have_the_marks_of_the_template_or_no_place(name: str) -> None:
+    form, allowed = format_named(name), IMAGES.get(name, ())
+    for content in (IMAGE, f"দেখো {IMAGE}{IMAGE} 👀", f" \n{IMAGE} a"):
+        for turns in (
+            [system(content), user("a")],
+            [user(content)],
+            [user("a"), assistant(content), user("b")],
+            [user("a"), assistant("", CALL), tool(content)],
+        ):
+            if all(IMAGE not in message.content or message.role in allowed for message in turns):
+                prompt = form.render(turns)
+                assert prompt.text() == lab_render(lab_template(name), turns, name=name)
+                assert len(controls(prompt)) > len(controls(form.render([Message(role=m.role, tool_calls=m.tool_calls) for m in turns])))
+            else:
+                with pytest.raises(AskedWrong):
+                    form.render(turns)
 
 
 @pytest.mark.parametrize("title", PLAIN)

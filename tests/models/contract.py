@@ -26,6 +26,7 @@ from khola.nn.specs import Architecture, parse_config
 from khola.ops.native_ops import NativeOps
 from khola.ops.numpy_ops import NumpyOps
 from khola.ops.vocabulary import PAGE_TOKENS, Interpreter, Rope, Step, Stored, Weight, whole_sequences
+from tests.models.parity import Parity
 from tests.models.stored import Quantised, stored
 from tests.needs import needs_library
 from tests.tolerances import BFLOAT16_SHARE, CACHED, FLOAT32_FLOAT64, GRADIENT, LOGITS, NATIVE_LOGITS, QUANTISED
@@ -52,6 +53,7 @@ BASE: dict[str, Any] = {
 class Tiny:
     """A random model: its reference, its configuration and its weights."""
 
+    name: str
     reference: Any
     raw: dict[str, Any]
     arrays: dict[str, NDArray[np.float32]]
@@ -83,7 +85,7 @@ class Tiny:
                         noise * (vector if parameter.dim() == 1 else parameter.shape[-1] ** -0.5) * (0.5 if "lm_head" in key else 1)
                     )
         arrays = {key: tensor.detach().numpy() for key, tensor in as_on_disk(kept_tensors(model), contract.on_disk).items()}
-        return Tiny(model, config.to_dict(), arrays, contract.on_disk)
+        return Tiny(name, model, config.to_dict(), arrays, contract.on_disk)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -225,12 +227,15 @@ class Contract:
         wanted = tiny.architecture.tensors(tiny.config)
         assert wanted == {name: array.shape for name, array in tiny.arrays.items()}
 
-    def test_equal_to_the_reference_layer_by_layer(self, tiny: Tiny) -> None:
+    def test_equal_to_the_reference_layer_by_layer(self, tiny: Tiny, parity: Parity) -> None:
         layers, wanted = tiny.wanted
+        errors = []
         for ops in interpreters():
             weights = tiny.weights(ops)
             same_layers(tiny.layers(ops, weights), layers)
-            assert far(tiny.logits(ops, weights=weights), wanted) <= LOGITS
+            errors.append(far(tiny.logits(ops, weights=weights), wanted))
+        assert max(errors) <= LOGITS
+        parity.measured(tiny.raw["model_type"], tiny.name, max(errors))
 
     def test_cached_token_by_token(self, tiny: Tiny) -> None:
         for ops in interpreters():

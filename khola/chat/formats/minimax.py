@@ -14,11 +14,12 @@ from datetime import date
 from khola.chat.message import Control, Message, Part, Prompt, Tool, ToolCall
 from khola.chat.parsing import AnswerParser
 from khola.chat.tool_calls import CallForm, CallGrammar, MarkedCalls, as_json, inside_string, named_call, tool_json
-from khola.chat.turns import check_thinking, check_turns, joined
+from khola.chat.turns import check_thinking, check_turns, imaged, joined
 
 NAME = "minimax"
 STOPS = ("<end_of_sentence>",)
 _BEGIN, _END, _CALL = Control("<beginning_of_sentence>"), Control("<end_of_sentence>"), Control("<function_call>", plain=True)
+_IMAGE = Control("<image>", plain=True)
 _FENCE = "```typescript"
 _HEADS = {"system": "system ai_setting=assistant", "user": "user name=user", "assistant": "ai name=assistant"}
 _LINE = re.compile(r"\s*functions\.([\w.-]+)\((.*)\)\s*;?\s*", re.DOTALL)
@@ -34,7 +35,7 @@ def render(
     continue_last: bool = False,
 ) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
+    check_turns(messages, continue_last=continue_last, images=("system", "user", "assistant"))
     check_thinking(NAME, thinking)
     parts: list[Part] = []
     called: list[str] = []
@@ -47,7 +48,7 @@ def render(
         calls = [
             part for call in message.tool_calls for part in (_CALL, f"{_FENCE}\nfunctions.{call.name}({as_json(call.arguments)})\n```")
         ]
-        parts += _turn(_HEADS[message.role], message.content, *calls)
+        parts += _turn(_HEADS[message.role], *imaged(message.content, (_IMAGE,)), *calls)
     if continue_last:
         return Prompt(parts=joined(parts[:-2]), opening=OPENING)
     for tool in tools:
