@@ -201,6 +201,7 @@ class Contract:
 
     CONFIGS: ClassVar[dict[str, dict[str, Any]]]
     QUANTISED: ClassVar[dict[str, float]] = QUANTISED
+    NATIVE: ClassVar[float] = NATIVE_LOGITS
     BFLOAT16: ClassVar[float] = BFLOAT16_SHARE
     ROUNDING: ClassVar[float] = CACHED
     """Largest difference of logits between two ways to compute the same."""
@@ -286,7 +287,7 @@ class Contract:
         exact = tiny.logits(NumpyOps())
         for what, got, want in (("prompt", found[0], exact[:length]), ("answer", np.concatenate(found[1:]), exact[length:])):
             error = float(np.square(got - want).sum() / np.square(want).sum())
-            assert error <= NATIVE_LOGITS, f"{what}: NMSE {error:.1e}"
+            assert error <= self.NATIVE, f"{what}: NMSE {error:.1e}"
 
     def test_float32_is_float64(self, tiny: Tiny) -> None:
         exact = tiny.logits(NumpyOps(dtype="float64"))

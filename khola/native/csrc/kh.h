@@ -21,7 +21,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define KH_ABI 5 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
+#define KH_ABI 6 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
 #define KH_PAGE 32 /* tokens in one page of the cache */
 
 typedef enum {
@@ -86,8 +86,15 @@ typedef enum {
   /* mixtures of experts */
   KH_ROUTE,   /* out ← numbers of arg0 experts, the best first, then their shares: of logits in0, with choice bias w0; arg1 groups, of which
                  arg2 may be chosen from; arg3: see below; the divisor is at least f0; shares are multiplied by f1 */
-  KH_EXPERTS  /* out ← Σ share · ((silu(in0 · gateᵀ) · (in0 · upᵀ)) · downᵀ) over the experts that in1, of KH_ROUTE, names: arg1 of arg0. The
+  KH_EXPERTS, /* out ← Σ share · ((silu(in0 · gateᵀ) · (in0 · upᵀ)) · downᵀ) over the experts that in1, of KH_ROUTE, names: arg1 of arg0. The
                  matrices of all experts lie one below the other: w0 alternates gate and up, w1 is down */
+  /* states of sequences, in layer arg0 */
+  KH_DECAY_SCAN = 50, /* out ← qᵀS of q in0, after S ← decay S + k vᵀ with k in1, v in2; the vector w0 has a decay for each head */
+  KH_DELTA_SCAN,      /* out ← qᵀS, after S ← exp(log decay) S, S ← S + k (share (v − Sᵀk))ᵀ; q and k have arg3 heads and are divided by their
+                         lengths; log decays are slot arg1, shares slot arg2: one column a head of v */
+  KH_LOG_DECAY,       /* out ← −exp(vector w0) · log(1 + exp(in0 + vector w1)) */
+  KH_CAUSAL_CONV,     /* out ← y · sigmoid(y), y[t] ← Σ vector w0 [taps][columns] · in0[t − taps + 1 …], the newest row last */
+  KH_SCALE            /* out ← in0 · f0 */
 } kh_opcode;
 
 enum {
@@ -122,6 +129,12 @@ typedef struct {
 typedef struct {
   int32_t heads, key_size, value_size;
 } kh_layer_cache;
+
+/* What a layer keeps of a sequence; zeros where it keeps tokens. */
+typedef struct {
+  int32_t heads, key_size, value_size;
+  int32_t width, taps; /* of a convolution: columns, and rows that it sees, 1 where there is none */
+} kh_state_cache;
 
 /* How a cache keeps numbers. */
 typedef enum {
@@ -161,6 +174,8 @@ typedef struct {
   float* margins;     /* R × ceil(width / 32): how far logits may be off; 0 where they are exact, and kh_best makes more of them so */
   float* inputs;      /* R × inputs of the head: its input, for kh_best */
   const int32_t* best; /* R: how many of the best of a row will probably be looked for, 1 or more; these are made exact at once */
+  const int32_t* states; /* S × 2: slot that a sequence's state is read from, −1 where it starts, and another that it is written to; NULL where
+                            the program keeps none */
 } kh_batch;
 
 /* One row of logits, as a step left it, and how they are changed before the best are found: in float32, and in this order,
@@ -202,6 +217,10 @@ int32_t kh_unpack(const kh_weight* weight, float* out);
 kh_cache* kh_cache_new(const kh_layer_cache* layers, int32_t num_layers, int32_t num_pages, int32_t form);
 void kh_cache_free(kh_cache*);
 size_t kh_cache_bytes(const kh_layer_cache* layers, int32_t num_layers, int32_t num_pages, int32_t form);
+/* Slots for the states of sequences in every layer, in float32; once for a cache. */
+int32_t kh_cache_keep_states(kh_cache*, const kh_state_cache* layers, int32_t num_layers, int32_t num_slots);
+/* Memory of one slot in all layers. */
+size_t kh_state_bytes(const kh_state_cache* layers, int32_t num_layers);
 
 /* The program's arrays are copied; weights and vectors stay the caller's and must live as long as the model. */
 kh_model* kh_model_new(const kh_program* program, int32_t threads);
