@@ -85,6 +85,12 @@ class KhLayerCache(ctypes.Structure):
     _fields_ = (("heads", c_int32), ("key_size", c_int32), ("value_size", c_int32))
 
 
+class KhStateCache(ctypes.Structure):
+    """`kh_state_cache`: what a layer keeps of a sequence."""
+
+    _fields_ = (("heads", c_int32), ("key_size", c_int32), ("value_size", c_int32), ("width", c_int32), ("taps", c_int32))
+
+
 class KhProgram(ctypes.Structure):
     """`kh_program`: operations, slots, weights."""
 
@@ -129,6 +135,7 @@ class KhBatch(ctypes.Structure):
         ("margins", c_void_p),
         ("inputs", c_void_p),
         ("best", c_void_p),
+        ("states", c_void_p),
     )
 
 
@@ -162,6 +169,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "kh_cache_new": (c_void_p, (POINTER(KhLayerCache), c_int32, c_int32, c_int32)),
     "kh_cache_free": (None, (c_void_p,)),
     "kh_cache_bytes": (c_size_t, (POINTER(KhLayerCache), c_int32, c_int32, c_int32)),
+    "kh_cache_keep_states": (c_int32, (c_void_p, POINTER(KhStateCache), c_int32, c_int32)),
+    "kh_state_bytes": (c_size_t, (POINTER(KhStateCache), c_int32)),
     "kh_model_new": (c_void_p, (POINTER(KhProgram), c_int32)),
     "kh_model_free": (None, (c_void_p,)),
     "kh_stream": (None, (c_void_p, c_int32)),

@@ -17,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from khola.errors import NoKernel, NoMemory, OurFault
-from khola.native.lib import CACHE_FORMS, KhLayerCache, library
+from khola.native.lib import CACHE_FORMS, KhLayerCache, KhStateCache, library
 from khola.native.pack import STRIP, Packed, Plan, packed_bytes
 from khola.ops.latent import key_matrices, latent_sizes, value_matrices
 from khola.ops.native_fusion import fuse
 from khola.ops.native_program import NativeProgram
 from khola.ops.native_recording import Instruction, Recording
 from khola.ops.native_weights import Joined, NativeWeights, matrices_of, pack_all, with_heads
-from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Rope, Routing, Step, Stored, Weight
+from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Rope, Routing, StateCache, Step, Stored, Weight
 
 CacheForm = Literal["bf16", "int8"]
+MOST_TAPS = 64
+"""Rows that a convolution of the library sees at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +51,9 @@ class Slot:
     def __add__(self, other: Slot) -> Slot:
         return self.recorder.emit("add", (self, other), self.width)
 
-    def __mul__(self, other: Slot) -> Slot:
+    def __mul__(self, other: Slot | float) -> Slot:
+        if isinstance(other, float):
+            return self.recorder.emit("scale", (self,), self.width, factor=other)
         return self.recorder.emit("mul", (self, other), max(self.width, other.width))
 
 
@@ -87,9 +91,10 @@ class NativeOps:
         self._recording: Recording | None = None
 
     def take(self, stored: Stored, bias: Stored | None = None, *, exact: bool = False) -> Weight:
-        """The tensor as it lies in its file: matrices are packed when it is known what they are joined with."""
+        """The tensor as it lies in its file: matrices are packed when it is known what they are joined with. Others are read."""
         name = stored.name.removesuffix(".weight")
-        data = stored if len(stored.shape) >= 2 else np.ascontiguousarray(stored.float32(), np.float32)
+        convolution = len(stored.shape) == 3 and stored.shape[1] == 1
+        data = stored if len(stored.shape) >= 2 and not convolution else np.ascontiguousarray(stored.float32(), np.float32)
         return Weight(name, data, None if bias is None else np.ascontiguousarray(bias.float32(), np.float32))
 
     def weight_bytes(self, weight: Weight) -> int:
@@ -143,7 +148,7 @@ class NativeOps:
 
     def state_bytes(self, spec: CacheSpec) -> int:
         """Numbers of 32 bits."""
-        return spec.numbers_per_state() * 4
+        return int(library().kh_state_bytes(_states(spec), len(spec.layers)))
 
     def new_cache(self, spec: CacheSpec, num_pages: int, num_states: int = 0) -> NativeCache:
         """Pages in bfloat16 or in codes of 8 bits.
@@ -162,7 +167,15 @@ class NativeOps:
                 tokens=num_pages * PAGE_TOKENS,
                 bytes=self.token_bytes(spec) * num_pages * PAGE_TOKENS,
             )
-        return NativeCache(handle, num_pages)
+        cache = NativeCache(handle, num_pages)
+        if spec.states and library().kh_cache_keep_states(handle, _states(spec), len(spec.layers), num_states) < 0:
+            raise NoMemory(
+                "{slots} states of sequences need {bytes} bytes, which this machine does not have",
+                hint="run fewer requests at once",
+                slots=num_states,
+                bytes=self.state_bytes(spec) * num_states,
+            )
+        return cache
 
     def to_numpy(self, value: NDArray[np.float32]) -> NDArray[np.float32]:
         """Programs give arrays already."""
@@ -240,36 +253,31 @@ class NativeOps:
         return self.emit("head_linear", inputs, width, weights=(Weight(matrices.name, matrices),), heads=heads, size=size)
 
     def decay_scan(self, q_THE: Slot, k_THE: Slot, v_THF: Slot, decay_H: tuple[float, ...], step: Step, layer: int) -> Slot:
-        """Refused: there is no kernel yet.
-
-        Raises:
-            NoKernel: always.
-        """
-        raise NoKernel("layers that keep a state have no native kernel")
+        """Linear attention whose memory fades, row by row."""
+        decay = Weight(f"decay of layer {layer}", np.array(decay_H, np.float32))
+        return replace(self.emit("decay_scan", (q_THE, k_THE, v_THF), v_THF.width, layer=layer, vector=decay), head_size=v_THF.head_size)
 
     def delta_scan(self, q_TKE: Slot, k_TKE: Slot, v_THF: Slot, log_decay_TH: Slot, share_TH: Slot, step: Step, layer: int) -> Slot:
-        """Refused: there is no kernel yet.
-
-        Raises:
-            NoKernel: always.
-        """
-        raise NoKernel("layers that keep a state have no native kernel")
+        """The gated delta rule, row by row."""
+        inputs = (q_TKE, k_TKE, v_THF, log_decay_TH, share_TH)
+        key_heads = q_TKE.width // q_TKE.head_size
+        return replace(self.emit("delta_scan", inputs, v_THF.width, layer=layer, key_heads=key_heads), head_size=v_THF.head_size)
 
     def log_decay(self, a_TH: Slot, rate: Weight, bias: Weight) -> Slot:
-        """Refused: there is no kernel yet.
-
-        Raises:
-            NoKernel: always.
-        """
-        raise NoKernel("layers that keep a state have no native kernel")
+        """-exp(rate) x log(1 + exp(a + bias))."""
+        return self.emit("log_decay", (a_TH,), a_TH.width, vector=rate, bias=bias)
 
     def causal_conv(self, x_TC: Slot, weight: Weight, step: Step, layer: int) -> Slot:
-        """Refused: there is no kernel yet.
+        """A sum over some rows, and its gate; weights of one row of all columns lie side by side.
 
         Raises:
-            NoKernel: always.
+            NoKernel: it sees more rows than the library looks at.
         """
-        raise NoKernel("layers that keep a state have no native kernel")
+        taps = weight.data.shape[2]
+        if taps > MOST_TAPS:
+            raise NoKernel("a convolution over {taps} rows has no native kernel", taps=taps)
+        by_row = Weight(weight.name, np.ascontiguousarray(weight.data.reshape(x_TC.width, taps).T).reshape(-1))
+        return self.emit("causal_conv", (x_TC,), x_TC.width, layer=layer, vector=by_row)
 
     def silu_mul(self, gate: Slot, up: Slot) -> Slot:
         """gate x sigmoid(gate) x up."""
@@ -313,6 +321,13 @@ _SYMBOLIC = Step(_EMPTY, _EMPTY, _EMPTY, _EMPTY)
 def _layers(spec: CacheSpec) -> Any:
     """What the library is told of every layer's cache."""
     return (KhLayerCache * len(spec.layers))(*(KhLayerCache(layer.heads, layer.key_size, layer.value_size) for layer in spec.pages))
+
+
+def _states(spec: CacheSpec) -> Any:
+    """What the library is told of every layer's state."""
+    none = StateCache(0, 0, 0)
+    kept = [spec.states.get(layer, none) for layer in range(len(spec.layers))]
+    return (KhStateCache * len(kept))(*(KhStateCache(s.heads, s.key_size, s.value_size, s.width, s.taps) for s in kept))
 
 
 def _cores() -> int:

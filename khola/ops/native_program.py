@@ -21,32 +21,38 @@ from khola.ops.native_scores import Arrays, Handle, NativeScores
 from khola.ops.native_weights import Joined, NativeWeights, joined, matrices_of
 from khola.ops.vocabulary import CacheSpec, Rope, Routing, Step, Weight
 
-OPCODES = {
-    name: code
-    for code, name in enumerate(
-        (
-            "embed",
-            "rms_norm",
-            "layer_norm",
-            "linear",
-            "rotate",
-            "attend",
-            "silu_mul",
-            "gelu",
-            "sigmoid",
-            "add",
-            "mul",
-            "rows",
-            "slice",
-            "rotate_store",
-            "attend_stored",
-            "copy_out",
-            "route",
-            "experts",
-        ),
-        start=1,
-    )
-} | {"head_linear": 40, "attend_latent": 41}
+STATES = ("decay_scan", "delta_scan", "log_decay", "causal_conv", "scale")
+"""Operations over states of sequences, and what goes with them."""
+OPCODES = (
+    {
+        name: code
+        for code, name in enumerate(
+            (
+                "embed",
+                "rms_norm",
+                "layer_norm",
+                "linear",
+                "rotate",
+                "attend",
+                "silu_mul",
+                "gelu",
+                "sigmoid",
+                "add",
+                "mul",
+                "rows",
+                "slice",
+                "rotate_store",
+                "attend_stored",
+                "copy_out",
+                "route",
+                "experts",
+            ),
+            start=1,
+        )
+    }
+    | {"head_linear": 40, "attend_latent": 41}
+    | {name: code for code, name in enumerate(STATES, start=50)}
+)
 """`kh_opcode`."""
 ADD_IN1, GATED, NORMED, HEAD = 1, 2, 4, 8
 SIGMOID_SCORES, NORMALISED = 1, 2
@@ -147,6 +153,8 @@ class NativeProgram:
         for name, mask in (("answers", step.answers_T), ("drawn", step.drawn_R)):
             if mask is not None and len(mask):
                 arrays[name] = np.ascontiguousarray(mask, np.uint8)
+        if step.states_S2 is not None:
+            arrays["states"] = np.ascontiguousarray(step.states_S2, np.int32)
         batch = KhBatch(
             num_rows=len(ids_T),
             num_sequences=len(step.lengths_S),
@@ -232,7 +240,22 @@ class NativeProgram:
             op.arg[0], op.arg[1] = facts["heads"], facts["size"]
         if one.op == "attend_latent":
             op.arg[0], op.f[0] = facts["layer"], facts["scale"]
+        if one.op in STATES:
+            self._state_op(op, one)
         return op
+
+    def _state_op(self, op: KhOp, one: Instruction) -> None:
+        """What the operations over states need besides slots; a delta rule has more slots than others."""
+        facts = one.facts
+        if one.op == "scale":
+            op.f[0] = facts["factor"]
+        if "vector" in facts:
+            op.w0 = self._vector(facts["vector"])
+        if "bias" in facts:
+            op.w1 = self._vector(facts["bias"])
+        op.arg[0] = facts.get("layer", 0)
+        if one.op == "delta_scan":
+            op.arg[1], op.arg[2], op.arg[3] = one.inputs[3], one.inputs[4], facts["key_heads"]
 
     def _matrix(self, matrix: Joined) -> int:
         """Number of a packed matrix in this program; a tied table has one."""

@@ -35,14 +35,21 @@ from khola.ops.numpy_ops import NumpyOps
 from khola.ops.scores import Changes, Row, Scores, row_of, whole
 from khola.ops.vocabulary import PAGE_TOKENS, Interpreter, Step
 from tests.engine.fakes import FakeRunner, fake_loaded, require_empty, run
-from tests.engine.tiny import quantised_experts, quantised_latents, quantised_llama
+from tests.engine.tiny import quantised_delta, quantised_experts, quantised_latents, quantised_lightning, quantised_llama
 from tests.needs import needs_library
 from tests.tolerances import CACHED
 
 Rows = dict[int, tuple[bytes, NDArray[np.float32]]]
 """The best logits, and all of them, by the position of the token they come from."""
-FORMS = {"llama": quantised_llama, "experts": quantised_experts, "latents": quantised_latents}
 CONTEXT = 192
+MODELS = {
+    "llama": quantised_llama,
+    "experts": quantised_experts,
+    "latents": quantised_latents,
+    "delta": quantised_delta,
+    "lightning": quantised_lightning,
+}
+STATES = ("delta", "lightning")
 THREADS = (1, 1, 1, 1, 2)
 """Two wait for each other long where others want the processor too; plain C++, which is slow, is chosen less often as well."""
 
@@ -97,9 +104,9 @@ def witnessed() -> Iterator[dict[Request, Witness]]:
 
 
 @cache
-def model(interpreter: str, threads: int, kept: CacheForm, form: str) -> Loaded:
-    """A model of one of the forms, whose weights are quantised in several ways."""
-    made = FORMS[form]
+def model(interpreter: str, threads: int, kept: CacheForm, kind: str) -> Loaded:
+    """A model whose weights are quantised in several ways."""
+    made = MODELS[kind]
     if interpreter == "torch":
         from khola.ops.torch_ops import TorchOps
 
@@ -108,13 +115,13 @@ def model(interpreter: str, threads: int, kept: CacheForm, form: str) -> Loaded:
     return made(ops)
 
 
-def engine_of(interpreter: str, isa: str, threads: int, pages: int, kept: CacheForm, form: str, **limits: int) -> Engine:
+def engine_of(interpreter: str, isa: str, threads: int, pages: int, kept: CacheForm, kind: str, **limits: int) -> Engine:
     """An engine with a cache of its own."""
     if isa:
         choose_isa(isa)
     try:
         return Engine(
-            model(interpreter, threads, kept, form),
+            model(interpreter, threads, kept, kind),
             cache_tokens=pages * PAGE_TOKENS,
             context_tokens=min(CONTEXT, pages * PAGE_TOKENS),
             clock=iter(range(1 << 40)).__next__,
@@ -126,7 +133,7 @@ def engine_of(interpreter: str, isa: str, threads: int, pages: int, kept: CacheF
             choose_isa("")
 
 
-def some_request(rng: random.Random, before: Sequence[tuple[Request, list[int]]]) -> Request:
+def some_request(rng: random.Random, before: Sequence[tuple[Request, list[int]]], speculates: bool) -> Request:
     """A prompt that may begin like another one, repeat itself or go on where an answer ended; any way to choose tokens."""
     letters = rng.choice([3, 250])
     prompt = [7] * rng.choice([0, 0, 31, 32, 64]) + [rng.randrange(letters) for _ in range(rng.choice([1, 2, 17, rng.randint(1, 70)]))]
@@ -144,7 +151,7 @@ def some_request(rng: random.Random, before: Sequence[tuple[Request, list[int]]]
         seed=rng.randrange(99),
         max_tokens=rng.choice([0, 3]) if scored else rng.choice([1, 6, 20, 70]),
         ignore_end=True,
-        speculate=rng.choice([True, True, None, False]),
+        speculate=rng.choice([True, True, None, False]) if speculates else None,
     )
     return Request(prompt=tuple(prompt), sampling=sampling, answers=answers, prompt_logprobs=scored)
 
@@ -155,11 +162,11 @@ def again(request: Request) -> Request:
     return Request(prompt=request.prompt, sampling=sampling, answers=request.answers, prompt_logprobs=request.prompt_logprobs)
 
 
-def crowd(engine: Engine, rng: random.Random, seen: dict[Request, Witness], rounds: int) -> list[Request]:
+def crowd(engine: Engine, rng: random.Random, seen: dict[Request, Witness], rounds: int, speculates: bool) -> list[Request]:
     """Requests that come and go; gives those that were answered."""
     told: list[tuple[Request, list[int]]] = []
     for _ in range(rounds):
-        coming = [some_request(rng, told) for _ in range(rng.choice([1, 2, 3, 5, 8, 31]))]
+        coming = [some_request(rng, told, speculates) for _ in range(rng.choice([1, 2, 3, 5, 8, 31]))]
         going = set(coming)
         while going:
             for _ in range(min(len(coming), rng.choice([1, 4, 32]))):
@@ -175,29 +182,31 @@ def crowd(engine: Engine, rng: random.Random, seen: dict[Request, Witness], roun
 
 
 def trial(
-    seed: int, interpreter: str = "native", isas: Sequence[str] = ("",), kept: CacheForm = "bf16", form: str = "llama"
+    seed: int, interpreter: str = "native", isas: Sequence[str] = ("",), kept: CacheForm = "bf16", kind: str = "llama"
 ) -> Counter[str]:
     """One crowd; gives what happened in it.
 
     Args:
         kept: how the cache of the native interpreter keeps numbers.
-        form: of the model.
+        kind: one of `MODELS`.
     Raises:
         AssertionError: somebody's numbers were not their own.
     """
     rng = random.Random(seed)
     (isa,), step_tokens = rng.choices(isas, [1 if isa == "scalar" else 10 for isa in isas]), rng.choice([16, 33, 64, 256])
     limits = {"step_tokens": step_tokens, "max_rows": rng.choice([1, 3, 8, min(32, step_tokens)])}
-    engine = engine_of(interpreter, isa, rng.choice(THREADS), rng.choice([6, 7, 9, 80]), kept, form, **limits)
+    engine = engine_of(interpreter, isa, rng.choice(THREADS), rng.choice([6, 7, 9, 80]), kept, kind, **limits)
     with witnessed() as seen:
-        asked = crowd(engine, rng, seen, rng.randint(1, 2))
+        asked = crowd(engine, rng, seen, rng.randint(1, 2), kind not in STATES)
         for request in rng.sample(asked, min(2, len(asked))):
-            alone = engine_of(interpreter, isa, rng.choice(THREADS), 8, kept, form, step_tokens=rng.choice([8, 40, 256]), max_rows=1)
+            alone = engine_of(interpreter, isa, rng.choice(THREADS), 8, kept, kind, step_tokens=rng.choice([8, 40, 256]), max_rows=1)
             once_more = again(request)
             for event in alone.stream(once_more):
                 if isinstance(event, Finished):
                     seen[once_more].logprobs = event.prompt_logprobs
-            require_equal(seen[request], seen[once_more], exact=interpreter == "native", case=f"trial {seed}, {isa}, {kept}, {request}")
+            require_equal(
+                seen[request], seen[once_more], exact=interpreter == "native", case=f"trial {seed}, {isa}, {kept}, {kind}, {request}"
+            )
     stats = engine.stats()
     return Counter(
         preempted=stats.preemptions,
@@ -230,10 +239,25 @@ def test_numbers_are_the_same_bits_alone_and_in_a_crowd(block: int, kept: CacheF
 
 
 @needs_library
-@pytest.mark.parametrize("form", ["experts", "latents"])
-def test_a_token_does_not_know_who_else_chose_its_experts(form: str) -> None:
-    happened = sum((trial(seed, isas=available_isas(), form=form) for seed in range(500, 506)), Counter())
+@pytest.mark.parametrize("kind", ["experts", "latents"])
+def test_a_token_does_not_know_who_else_chose_its_experts(kind: str) -> None:
+    happened = sum((trial(seed, isas=available_isas(), kind=kind) for seed in range(500, 506)), Counter())
     assert happened["accepted"] and happened["cached"], "nothing happened that could change a number"
+
+
+@needs_library
+@pytest.mark.parametrize("kind", STATES)
+def test_a_state_does_not_know_in_how_many_steps_it_came_about(kind: str) -> None:
+    happened = sum((trial(seed, isas=available_isas(), kind=kind) for seed in range(700, 706)), Counter())
+    assert happened["cached"] and happened["preempted"], "nothing happened that could change a number"
+
+
+@needs_library
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STATES)
+def test_states_in_a_hundred_trials(kind: str) -> None:
+    happened = sum((trial(seed, isas=available_isas(), kind=kind) for seed in range(4000, 4100)), Counter())
+    assert min(happened[what] for what in ("preempted", "cached", "crowded")) > 0, happened
 
 
 @needs_library
@@ -300,7 +324,7 @@ def by_size(parts: Sequence[Part], cache: Any) -> tuple[NDArray[np.int32], Step]
     ids_T, step = _pack(parts, cache)
     few, few_wanted = np.full(len(ids_T), len(ids_T) <= 16), np.full(len(step.rows_R), len(step.rows_R) <= 16)
     return ids_T, Step(
-        step.positions_T, step.starts_S1, step.lengths_S, step.rows_R, step.pages_SP, step.cache, answers_T=few, drawn_R=few_wanted
+        step.positions_T, step.starts_S1, step.lengths_S, step.rows_R, step.pages_SP, step.cache, few, few_wanted, step.states_S2
     )
 
 

@@ -72,6 +72,19 @@ def quantised_latents(ops: Any, seed: int = 0) -> Loaded:
     return quantised(ops, "deepseek_v3", config, seed)
 
 
+def quantised_delta(ops: Any, seed: int = 0) -> Loaded:
+    """States of a delta rule in the first layer, attention in the second."""
+    states = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    config = {**CONFIG, "hidden_size": 64, "intermediate_size": 96, **states, "head_dim": 16, "full_attention_interval": 2}
+    return quantised(ops, "qwen3_5", config, seed)
+
+
+def quantised_lightning(ops: Any, seed: int = 0) -> Loaded:
+    """Lightning attention in the first layer, attention in the second, and experts."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "attn_type_list": [0, 1], "rotary_dim": 8}
+    return quantised(ops, "minimax", {**CONFIG, "hidden_size": 64, "intermediate_size": 32, **experts}, seed)
+
+
 def quantised(ops: Any, kind: str, raw: dict[str, Any], seed: int) -> Loaded:
     """A model of an architecture."""
     here = architecture(kind)
@@ -80,7 +93,7 @@ def quantised(ops: Any, kind: str, raw: dict[str, Any], seed: int) -> Loaded:
     tensors: dict[str, Any] = {}
     for name, shape in here.tensors(config).items():
         values = (rng.normal(0, 0.2, shape) if len(shape) > 1 else rng.uniform(0.8, 1.2, shape)).astype(np.float32)
-        if len(shape) == 1 or name.endswith("mlp.gate.weight"):
+        if len(shape) != 2 or shape[1] % 32 or name.endswith((".mlp.gate.weight", "moe.gate.weight")):
             tensors[name] = Array(name, values)
             continue
         blocks = "Q4_1" if "mlp" in name else "Q8_0" if "embed" in name else "Q4_0"

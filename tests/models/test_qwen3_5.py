@@ -10,7 +10,7 @@ from khola.errors import BadConfig, KholaError, UnknownKey
 from khola.models import architecture
 from khola.nn.specs import parse_config
 from tests.models.contract import Contract
-from tests.tolerances import BFLOAT16_STATES, CACHED_STATES, QUANTISED_STATES
+from tests.tolerances import BFLOAT16_STATES, CACHED_STATES, NATIVE_STATES, QUANTISED_STATES
 
 AXES = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 SMALL = {
@@ -26,6 +26,7 @@ class TestQwen35(Contract):
     QUANTISED: ClassVar[dict[str, float]] = QUANTISED_STATES
     ROUNDING: ClassVar[float] = CACHED_STATES
     BFLOAT16: ClassVar[float] = BFLOAT16_STATES
+    NATIVE: ClassVar[float] = NATIVE_STATES
     CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {
         "dense": SMALL,
         "tied, biases": {**SMALL, "tie_word_embeddings": True, "attention_bias": True},
@@ -50,6 +51,7 @@ class TestQwen35Moe(Contract):
     QUANTISED: ClassVar[dict[str, float]] = QUANTISED_STATES
     ROUNDING: ClassVar[float] = CACHED_STATES
     BFLOAT16: ClassVar[float] = BFLOAT16_STATES
+    NATIVE: ClassVar[float] = NATIVE_STATES
     CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {"experts": {**SMALL, **EXPERTS}}
 
     @staticmethod

@@ -10,7 +10,7 @@ from khola.errors import BadConfig, KholaError, UnknownKey
 from khola.models import architecture
 from khola.nn.specs import parse_config
 from tests.models.contract import Contract
-from tests.tolerances import BFLOAT16_STATES, CACHED_STATES, QUANTISED_STATES
+from tests.tolerances import BFLOAT16_STATES, CACHED_STATES, NATIVE_STATES, QUANTISED_STATES
 
 SMALL = {
     "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
@@ -25,6 +25,7 @@ class TestQwen3Next(Contract):
     QUANTISED: ClassVar[dict[str, float]] = QUANTISED_STATES
     ROUNDING: ClassVar[float] = CACHED_STATES
     BFLOAT16: ClassVar[float] = BFLOAT16_STATES
+    NATIVE: ClassVar[float] = NATIVE_STATES
     CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {
         "three to one, in small": SMALL,
         "other order, biases, shares as they are": {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from khola.native.lib import ISAS, KhBatch, KhLayerCache, KhOp, KhProgram, KhRope, KhVector, KhWeight, choose_isa, library
+from khola.native.lib import ISAS, KhBatch, KhLayerCache, KhOp, KhProgram, KhRope, KhStateCache, KhVector, KhWeight, choose_isa, library
 from khola.native.pack import Packed, pack
 from khola.ops.native_program import ADD_IN1, GATED, HEAD, NORMED, OPCODES
 from khola.store.quantise import dequantise
@@ -85,6 +85,9 @@ class Rig:
     frequencies: list[Array] = field(default_factory=list)
     layers: list[tuple[int, int, int]] = field(default_factory=list)
     num_pages: int = 0
+    states: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """Sizes of each layer's state: heads, keys, values, columns and taps."""
+    num_states: int = 0
     coded: bool = False
     """The cache keeps codes of 8 bits."""
     model: int = 0
@@ -152,8 +155,11 @@ class Rig:
             max_rows=self.max_rows, max_wanted=self.max_rows, max_context=self.max_context,
         )  # fmt: skip
         self.model = library().kh_model_new(ctypes.byref(program), self.threads)
-        if self.layers:
+        if self.layers or self.states:
             self.cache = library().kh_cache_new(layers, len(self.layers), self.num_pages, int(self.coded))
+        if self.states:
+            states = (KhStateCache * len(self.states))(*(KhStateCache(*state) for state in self.states))
+            assert library().kh_cache_keep_states(self.cache, states, len(states), self.num_states) == 0
         choose_isa("")
         return self
 

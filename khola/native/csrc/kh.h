@@ -91,8 +91,15 @@ typedef enum {
   /* latent attention */
   KH_HEAD_LINEAR = 40, /* for each of arg0 heads: arg1 columns of out ← its own columns of in0 · its own matrixᵀ, and behind them, if there is an
                           in1, its own columns of in1. The matrices of all heads lie one below the other in w0, each padded to 32 outputs */
-  KH_ATTEND_LATENT     /* out ← attention of the heads of q in0 over latents: latents in1 and turned keys in2 go to layer arg0, behind each other as
+  KH_ATTEND_LATENT,    /* out ← attention of the heads of q in0 over latents: latents in1 and turned keys in2 go to layer arg0, behind each other as
                           the one key head, whose values are the latents; scale f0; arg2 is 0 */
+  /* states of sequences, in layer arg0 */
+  KH_DECAY_SCAN = 50, /* out ← qᵀS of q in0, after S ← decay S + k vᵀ with k in1, v in2; the vector w0 has a decay for each head */
+  KH_DELTA_SCAN,      /* out ← qᵀS, after S ← exp(log decay) S, S ← S + k (share (v − Sᵀk))ᵀ; q and k have arg3 heads and are divided by their
+                         lengths; log decays are slot arg1, shares slot arg2: one column a head of v */
+  KH_LOG_DECAY,       /* out ← −exp(vector w0) · log(1 + exp(in0 + vector w1)) */
+  KH_CAUSAL_CONV,     /* out ← y · sigmoid(y), y[t] ← Σ vector w0 [taps][columns] · in0[t − taps + 1 …], the newest row last */
+  KH_SCALE            /* out ← in0 · f0 */
 } kh_opcode;
 
 enum {
@@ -127,6 +134,12 @@ typedef struct {
 typedef struct {
   int32_t heads, key_size, value_size;
 } kh_layer_cache;
+
+/* What a layer keeps of a sequence; zeros where it keeps tokens. */
+typedef struct {
+  int32_t heads, key_size, value_size;
+  int32_t width, taps; /* of a convolution: columns, and rows that it sees, 1 where there is none */
+} kh_state_cache;
 
 /* How a cache keeps numbers. */
 typedef enum {
@@ -166,6 +179,8 @@ typedef struct {
   float* margins;     /* R × ceil(width / 32): how far logits may be off; 0 where they are exact, and kh_best makes more of them so */
   float* inputs;      /* R × inputs of the head: its input, for kh_best */
   const int32_t* best; /* R: how many of the best of a row will probably be looked for, 1 or more; these are made exact at once */
+  const int32_t* states; /* S × 2: slot that a sequence's state is read from, −1 where it starts, and another that it is written to; NULL where
+                            the program keeps none */
 } kh_batch;
 
 /* One row of logits, as a step left it, and how they are changed before the best are found: in float32, and in this order,
@@ -207,6 +222,10 @@ int32_t kh_unpack(const kh_weight* weight, float* out);
 kh_cache* kh_cache_new(const kh_layer_cache* layers, int32_t num_layers, int32_t num_pages, int32_t form);
 void kh_cache_free(kh_cache*);
 size_t kh_cache_bytes(const kh_layer_cache* layers, int32_t num_layers, int32_t num_pages, int32_t form);
+/* Slots for the states of sequences in every layer, in float32; once for a cache. */
+int32_t kh_cache_keep_states(kh_cache*, const kh_state_cache* layers, int32_t num_layers, int32_t num_slots);
+/* Memory of one slot in all layers. */
+size_t kh_state_bytes(const kh_state_cache* layers, int32_t num_layers);
 
 /* The program's arrays are copied; weights and vectors stay the caller's and must live as long as the model. */
 kh_model* kh_model_new(const kh_program* program, int32_t threads);

@@ -8,6 +8,8 @@
 #include <numeric>
 #include <utility>
 
+#include "states.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -202,6 +204,7 @@ kh_model::kh_model(const kh_program& program, int threads)
       max_wanted(program.max_wanted),
       max_context(program.max_context),
       kernels(*kh::chosen()),
+      scans(kh::scans_for(kernels.name)),
       seconds(64, 0.0),
       pool(threads),
       deal(pool.threads()) {
@@ -211,6 +214,8 @@ kh_model::kh_model(const kh_program& program, int threads)
     slot_wanted.push_back(static_cast<uint8_t>(program.slot_rows[slot]));
     slot_stride.push_back(static_cast<int>(round_up(slot_width[slot], 16)));
   }
+  zeros.assign(*std::max_element(slot_width.begin(), slot_width.end()), 0.0f);
+  ones.assign(zeros.size(), 1.0f);
   packed_kinds.order.resize(max_rows);
   wanted_kinds.order.resize(max_wanted);
   size_t need = std::max(kernels.many_scratch(k_pad, max_rows), sizeof(float) * 2 * k_pad);
@@ -228,6 +233,7 @@ kh_model::kh_model(const kh_program& program, int threads)
   for (const auto& op : ops) {
     if (op.op == KH_EXPERTS) experts.measure(op, weights[op.w0], static_cast<int>(round_up(std::max(max_rows, max_wanted), 16)));
     if (op.op == KH_ROUTE) need = std::max(need, size_t{16} * slot_width[op.in0]);
+    need = std::max(need, kh::state_scratch(*this, op));
   }
   Arena counted(nullptr);
   place(*this, counted, k_pad);

@@ -7,6 +7,7 @@
 #include "deal.h"
 #include "kernels.h"
 #include "pool.h"
+#include "scan.h"
 
 // Zeroed memory that is freed with the object and aligned for the widest vector, in huge pages where they are wanted and the system gives
 // them. Small pages become real one by one: right for what is large and seldom filled.
@@ -26,10 +27,29 @@ class Memory {
   size_t bytes_ = 0;
 };
 
+namespace kh {
+
+constexpr int kMostTaps = 64;  // rows that a convolution sees
+
+// What one layer keeps of every sequence.
+struct StatePlanes {
+  float* states = nullptr;  // [slots][heads][key_size][value_size]
+  float* tails = nullptr;   // [slots][taps − 1][width]
+  kh_state_cache sizes{};
+
+  static size_t state_floats(const kh_state_cache& s) { return static_cast<size_t>(s.heads) * s.key_size * s.value_size; }
+  static size_t tail_floats(const kh_state_cache& s) { return static_cast<size_t>(s.taps - 1) * s.width; }
+  float* state(int slot) const { return states + slot * state_floats(sizes); }
+  float* tail(int slot) const { return tails + slot * tail_floats(sizes); }
+};
+
+}  // namespace kh
+
 struct kh_cache {
   std::vector<Memory> memory;
   std::vector<kh::LayerPlanes> layers;
-  int num_pages = 0;
+  std::vector<kh::StatePlanes> states;  // of each layer, or none at all
+  int num_pages = 0, num_states = 0;
 };
 
 // What finding the best logits of a row works in; see best.cc.
@@ -106,6 +126,8 @@ struct kh_model {
   std::vector<kh_layer_cache> layers;
   int max_rows, max_wanted, max_context;
   const kh::Kernels& kernels;       // as chosen when the model was made: memory is measured out for them
+  const kh::Scans& scans;           // that go with them
+  std::vector<float> zeros, ones;   // as wide as the widest slot
   std::vector<std::vector<float>> key_steps;  // of each layer; see LayerPlanes. Empty: all 1
   bool streams = false;             // weights may have to be read from their file: see ahead.h
   bool windowed = false;            // some layer looks back a limited way, so that early pages may be gone

@@ -12,6 +12,8 @@
 #include "experts.h"
 #include "heads.h"
 #include "model.h"
+#include "sound.h"
+#include "states.h"
 
 namespace {
 
@@ -78,6 +80,7 @@ class Walker {
       case KH_EXPERTS: return kh::ExpertWalk(m_, b_, op, thread_).walk();
       case KH_HEAD_LINEAR: return kh::HeadWalk(m_, b_, op, thread_).walk();
       case KH_ATTEND_LATENT: return attention().attend_latent(op);
+      default: return kh::StateWalk(m_, run_.cache, b_, op, thread_).walk();
     }
   }
 
@@ -307,37 +310,12 @@ class Walker {
   const int thread_, threads_;
 };
 
-// What the kernels take on trust: every number that is an index, and that sequences hang together.
-bool sound(const kh_model& model, const kh_cache* cache, const kh_batch& b) {
-  if (b.num_rows < 1 || b.num_rows > model.max_rows || b.num_wanted < 0 || b.num_wanted > model.max_wanted || b.num_sequences < 1) return false;
-  if (b.starts[0] != 0 || b.starts[b.num_sequences] != b.num_rows) return false;
-  for (const kh_op& op : model.ops)
-    if (op.op == KH_EMBED)
-      for (int r = 0; r < b.num_rows; ++r)
-        if (b.ids[r] < 0 || b.ids[r] >= model.weights[op.w0].n) return false;
-  for (int r = 0; r < b.num_wanted; ++r)
-    if (b.wanted[r] < 0 || b.wanted[r] >= b.num_rows) return false;
-  for (int s = 0; s < b.num_sequences; ++s) {
-    const int first = b.starts[s], last = b.starts[s + 1], length = b.lengths[s];
-    if (last <= first || last > b.num_rows || length < last - first || length > model.max_context) return false;
-    for (int r = first; r < last; ++r)
-      if (b.positions[r] != length - (last - r)) return false;
-    const int pages = (length + KH_PAGE - 1) / KH_PAGE, written = (length - (last - first)) / KH_PAGE;
-    if (!model.layers.empty() && (!cache || pages > b.page_stride)) return false;
-    for (int p = 0; p < pages && cache; ++p) {
-      const int page = b.pages[static_cast<size_t>(s) * b.page_stride + p];
-      if (page >= cache->num_pages || (page < 0 && (p >= written || !model.windowed))) return false;
-    }
-  }
-  return true;
-}
-
 void run_thread(void* context, int thread) { Walker(*static_cast<Run*>(context), thread).walk(); }
 
 }  // namespace
 
 extern "C" int32_t kh_step(kh_model* model, kh_cache* cache, const kh_batch* batch) {
-  if (!model || !batch || !sound(*model, cache, *batch)) return KH_BAD_ARGUMENT;
+  if (!model || !batch || !kh::sound(*model, cache, *batch)) return KH_BAD_ARGUMENT;
   model->packed_kinds.sort(batch->answers, batch->num_rows);
   model->wanted_kinds.sort(batch->drawn, batch->num_wanted);
   model->turn_to(*std::max_element(batch->positions, batch->positions + batch->num_rows));
