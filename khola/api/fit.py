@@ -17,7 +17,7 @@ from khola.cards.catalogue import card, cards, config_of
 from khola.cards.formats import COMMON, FORMATS, file_bytes
 from khola.cards.sizes import Sizes, sizes_of
 from khola.engine.admission import DEFAULT_CONTEXT_TOKENS
-from khola.errors import AskedWrong, UnknownModel
+from khola.errors import AskedWrong, NoKernel, UnknownModel
 from khola.loader.interpreter import chosen, require_cache
 from khola.native.probe import Machine, probe
 from khola.ops.vocabulary import PAGE_TOKENS
@@ -143,6 +143,7 @@ def fit(
     Raises:
         UnknownModel: neither a card nor a model on this disk has this name.
         UnknownOption: the interpreter has no such cache.
+        NoKernel: it has none for this model.
         BadFiles: the file cannot be read, or its configuration has no sizes that khola can work out.
         AskedWrong: the context is not a positive number of at most the trained tokens.
     """
@@ -150,6 +151,8 @@ def fit(
     here = machine or probe(settings.models)
     interpreter = chosen(settings) if interpreter == "auto" else interpreter
     require_cache(cache, interpreter)
+    if cache == "int8" and not subject.sizes.coded_cache:
+        raise NoKernel("latents are kept in bfloat16; there is no cache of 8 bits for them", hint="leave the cache out, or say bf16")
     tokens = _default_context(subject, here, interpreter, cache) if context is None else _checked_context(context, subject)
     cost = _cost(subject.sizes, tokens, here, interpreter, cache)
     choices = tuple(_choice(known, subject, tokens, cost, here, interpreter) for known in _formats(subject))

@@ -33,6 +33,8 @@ class Sizes:
     """Width of the widest activation inside a layer."""
     vocabulary: int
     layers: int
+    coded_cache: bool = True
+    """Whether the native cache can keep it in codes of 8 bits."""
 
     @property
     def parameters(self) -> int:
@@ -199,4 +201,5 @@ def _latent_with_experts(read: _Reader) -> Sizes:
         widest=max(2 * read("intermediate_size"), heads * (latent + turned)),
         vocabulary=vocabulary,
         layers=layers,
+        coded_cache=False,
     )

@@ -212,3 +212,8 @@ def test_a_model_without_weights_is_shown_and_fits_nowhere(khola_says: Command) 
     refused = khola_says("fit", "kimi-k1.5")
     assert refused.code == 2 and "the weights of kimi-k1.5 have not been published" in refused.err
     assert "kimi-k2-instruct" in khola_says("show").out
+
+
+def test_latents_have_no_cache_of_8_bits(khola_says: Command) -> None:
+    refused = khola_says("fit", "moonlight-16b-a3b", "--interpreter", "native", "--cache", "int8")
+    assert refused.code != 0 and "latents are kept in bfloat16" in refused.err
