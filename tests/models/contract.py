@@ -50,11 +50,12 @@ BASE: dict[str, Any] = {
 class Tiny:
     """A random model: its reference, its configuration and its weights."""
 
-    name: str
     reference: Any
     raw: dict[str, Any]
     arrays: dict[str, NDArray[np.float32]]
     ids: NDArray[np.int64] = field(default_factory=lambda: np.random.default_rng(1).integers(0, VOCABULARY, LENGTH))
+    name: str = ""
+    """Of its configuration."""
 
     @staticmethod
     @cache
@@ -77,7 +78,7 @@ class Tiny:
                         noise * (0.2 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5) * (0.5 if "lm_head" in key else 1)
                     )
         arrays = {key: tensor.detach().numpy() for key, tensor in as_on_disk(model.named_parameters()).items()}
-        return Tiny(name, model, config.to_dict(), arrays)
+        return Tiny(model, config.to_dict(), arrays, name=name)
 
     @cached_property
     def architecture(self) -> Architecture:
