@@ -68,22 +68,25 @@ def _call(call: ToolCall, fenced: bool) -> tuple[Part, ...]:
     return (_CALL, call.name, _SEP, as_json(call.arguments), _CALL_END)
 
 
-def _tools_of_v2_5(tools: Sequence[Tool]) -> str:
+def _tools_of_v2_5(tools: Sequence[Tool]) -> list[Part]:
+    """The end of a system turn that offers tools, in the words of V2.5's card."""
     listed = []
     for tool in tools:
         function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
         listed.append(f"- `{tool.name}`:\n```json\n{as_json(function, 4)}\n```")
-    return "\n\n## Tools\n\n### Function\n\nYou have the following functions available:\n\n" + "\n".join(listed)
+    return ["\n\n## Tools\n\n### Function\n\nYou have the following functions available:\n\n" + "\n".join(listed)]
 
 
-def _tools_of_v3_1(tools: Sequence[Tool]) -> str:
+def _tools_of_v3_1(tools: Sequence[Tool]) -> list[Part]:
+    """The same, in the words of V3.1's card."""
     listed = "".join(f"### {t.name}\nDescription: {t.description}\n\nParameters: {as_json(t.parameters)}\n\n" for t in tools)
-    return (
-        f"\n\n## Tools\nYou have access to the following tools:\n\n{listed}IMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
-        "{calls}\n\nWhere:\n- `tool_call_name` must be an exact match to one of the available tools\n"
+    return [
+        f"\n\n## Tools\nYou have access to the following tools:\n\n{listed}IMPORTANT: ALWAYS adhere to this exact format for tool use:\n",
+        *(_CALLS, _CALL, "tool_call_name", _SEP, "tool_call_arguments", _CALL_END, "{additional_tool_calls}", _CALLS_END),
+        "\n\nWhere:\n- `tool_call_name` must be an exact match to one of the available tools\n"
         "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
-        "- For multiple tool calls, chain them directly without separators or spaces"
-    )
+        "- For multiple tool calls, chain them directly without separators or spaces",
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,33 +115,14 @@ class DeepSeek:
         system = "\n\n".join(message.content for message in messages if message.role == "system")
         turns = self._switched if self.thinks == "optional" else self._early
         parts, opened = turns(messages, bool(thinking), continue_last)
-        whole = joined([BOS, system, *self._offered(tools), *parts])
-        return Prompt(parts=whole, thinking_open=opened, tool_names=tuple(tool.name for tool in tools))
+        offered = (_tools_of_v3_1(tools) if self.thinks == "optional" else _tools_of_v2_5(tools)) if tools else []
+        return Prompt(parts=joined([BOS, system, *offered, *parts]), thinking_open=opened, tool_names=tuple(tool.name for tool in tools))
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""
         thinking = None if self.thinks == "never" else ThinkingSplitter(opened=prompt.thinking_open)
         calls = MarkedCalls(_grammar(fenced=self.thinks != "optional")) if prompt.tool_names else None
         return AnswerParser(thinking=thinking, calls=calls)
-
-    def _offered(self, tools: Sequence[Tool]) -> list[Part]:
-        """The end of the system turn."""
-        if not tools:
-            return []
-        if self.thinks != "optional":
-            return [_tools_of_v2_5(tools)]
-        example: list[Part] = [
-            _CALLS,
-            _CALL,
-            "tool_call_name",
-            _SEP,
-            "tool_call_arguments",
-            _CALL_END,
-            "{additional_tool_calls}",
-            _CALLS_END,
-        ]
-        head, _, tail = _tools_of_v3_1(tools).rpartition("{calls}")
-        return [head, *example, tail]
 
     def _early(self, messages: Sequence[Message], _: bool, continue_last: bool) -> tuple[list[Part], bool]:
         """Turns of V3-0324 and R1-0528, and whether they end inside a thought."""

@@ -24,7 +24,7 @@ def check_turns(messages: Sequence[Message], *, continue_last: bool = False, ima
     if not messages:
         raise AskedWrong("the conversation is empty", hint="give at least one message")
     for index, message in enumerate(messages):
-        if IMAGE in message.content and message.role not in images:
+        if message.role not in images and isinstance(message.content, str) and IMAGE in message.content:
             raise WrongModality(
                 "message {index}: this chat format has no place for an image in a turn of {role}", index=index, role=message.role
             )

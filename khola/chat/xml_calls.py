@@ -16,8 +16,10 @@ from typing import Any
 from khola.chat.message import Control, Part, Tool, ToolCall
 from khola.chat.tool_calls import END, START, CallGrammar, as_json
 
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\s*(.*?)\s*(?:</function>\s*)?", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*)", re.DOTALL)
+_KEY = re.compile(r"<parameter=([^>\n]+)>\n?")
+_CLOSE = "</parameter>"
+_NEXT = re.compile(r"\s*(?=<parameter=|\Z)")
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
@@ -45,15 +47,35 @@ def _holds_end(body: str) -> bool:
 
 def _read(tools: Mapping[str, Tool], body: str) -> tuple[ToolCall, ...]:
     """The call of a body."""
-    found = _FUNCTION.fullmatch(body)
+    found = _FUNCTION.fullmatch(body.strip().removesuffix("</function>"))
     if found is None:
         return ()
-    name, inner = found[1].strip(), found[2]
-    if _PARAMETER.sub("", inner).strip():
+    name, texts = found[1].strip(), _texts(found[2].strip())
+    if texts is None:
         return ()
     properties = (tools[name].parameters if name in tools else {}).get("properties")
     kinds = properties if isinstance(properties, Mapping) else {}
-    return (ToolCall(name=name, arguments={key: _value(text, kinds.get(key)) for key, text in _PARAMETER.findall(inner)}),)
+    return (ToolCall(name=name, arguments={key: _value(text, kinds.get(key)) for key, text in texts.items()}),)
+
+
+def _texts(inner: str) -> dict[str, str] | None:
+    """The values of parameters as they stand, without the newlines around them; None where something else stands there.
+
+    A value may have the closing tag in it: its own is the one behind which the next parameter begins, or nothing more comes.
+    """
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(inner):
+        head = _KEY.match(inner, at)
+        end = inner.find(_CLOSE, head.end()) if head else -1
+        while end >= 0 and not _NEXT.match(inner, end + len(_CLOSE)):
+            end = inner.find(_CLOSE, end + 1)
+        behind = _NEXT.match(inner, end + len(_CLOSE))
+        if head is None or end < 0 or behind is None:
+            return None
+        found[head[1]] = inner[head.end() : end].removesuffix("\n")
+        at = behind.end()
+    return found
 
 
 def _value(text: str, schema: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import combinations
 
 import msgspec
@@ -141,6 +142,19 @@ def test_answers_in_marks_lose_them_without_tools_too() -> None:
         assert read("ernie4_5_thinking", prompt, [answer[:cut], answer[cut:]]) == Parsed(
             text='<tool_call>{"name": "clock"}</tool_call>', thinking="x"
         )
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3_1", "kimi_k2", "minimax", "qwen3_coder"])
+def test_a_flood_is_read_in_linear_time(name: str) -> None:
+    prompt = format_named(name).render([user("a")], tools=OFFERED)
+    grammar = answer_of(name, Message(role="assistant", tool_calls=(CLOCK_CALL,)))[1]
+    begun = grammar[: grammar.index("clock")]
+    for flood in (" ", "\n", "<", "</parameter>", "<parameter=a>", "{", '"', "functions.", "\n```"):
+        answer = begun + "clock" + flood * (60_000 // len(flood))
+        began = time.process_time()
+        found = read(name, prompt, [answer[at : at + 500] for at in range(0, len(answer), 500)])
+        assert time.process_time() - began < 1.0, flood
+        assert not found.tool_calls or name == "kimi_k2"
 
 
 # Tools that no template prints, in the words of the labs' cards and libraries.

@@ -53,13 +53,14 @@ BASE: dict[str, Any] = {
 class Tiny:
     """A random model: its reference, its configuration and its weights."""
 
-    name: str
     reference: Any
     raw: dict[str, Any]
     arrays: dict[str, NDArray[np.float32]]
     on_disk: Callable[[str], str] = str
     """What checkpoints call a tensor of the reference."""
     ids: NDArray[np.int64] = field(default_factory=lambda: np.random.default_rng(1).integers(0, VOCABULARY, LENGTH))
+    name: str = ""
+    """Of its configuration."""
 
     @staticmethod
     @cache
@@ -85,7 +86,7 @@ class Tiny:
                         noise * (vector if parameter.dim() == 1 else parameter.shape[-1] ** -0.5) * (0.5 if "lm_head" in key else 1)
                     )
         arrays = {key: tensor.detach().numpy() for key, tensor in as_on_disk(kept_tensors(model), contract.on_disk).items()}
-        return Tiny(name, model, config.to_dict(), arrays, contract.on_disk)
+        return Tiny(model, config.to_dict(), arrays, contract.on_disk, name=name)
 
     @cached_property
     def architecture(self) -> Architecture:

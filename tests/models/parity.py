@@ -29,7 +29,8 @@ class Parity:
 
     def measured(self, architecture: str, config: str, error: float) -> None:
         """Compare with what was recorded, where something was, or keep."""
-        self._fresh.setdefault(architecture, {})[config] = float(f"{error:.1e}")
+        fresh = self._fresh.setdefault(architecture, {})
+        fresh[config] = max(fresh.get(config, 0.0), float(f"{error:.1e}"))
         known = self._known["logits"].get(architecture, {}).get(config)
         if not self._record and known is not None:
             worst = max(PARITY_LEAST, PARITY_SLACK * known)

@@ -51,9 +51,17 @@ class TestErnie45Moe(Contract):
 
     def test_without_its_correction_the_router_chooses_others(self, tiny: Tiny) -> None:
         arrays = {name: np.zeros_like(array) if "correction" in name else array for name, array in tiny.arrays.items()}
-        assert arrays.keys() != {name for name in arrays if "correction" not in name}
         ops = NumpyOps()
         assert far(tiny.logits(ops, weights=tiny.weights(ops, stored(arrays))), tiny.wanted[1]) > 100 * LOGITS
+
+    def test_what_chooses_experts_stays_in_float32(self, tiny: Tiny) -> None:
+        import torch
+
+        from khola.ops.torch_ops import TorchOps
+
+        mlp = tiny.weights(TorchOps(dtype="bfloat16")).model.layers[1].mlp
+        assert mlp.experts.gate_proj.data.dtype == torch.bfloat16
+        assert (mlp.gate.data.dtype, mlp.gate.bias.dtype, mlp.gate.bias.shape) == (torch.float32, torch.float32, (1, 8))
 
 
 PUBLISHED: dict[str, Any] = {

@@ -89,4 +89,4 @@ def test_khola_reads_the_same_weights_as_the_gguf_package(name: str, real_model:
         ours = parse_config(here, config_from_gguf(file.metadata, file.tensors, file=path.name), path.name)
     theirs = parse_config(here, raw)
     assert here.tensors(ours) == here.tensors(theirs)
-    assert (ours.rope, ours.rms_norm_eps, ours.attention) == (theirs.rope, theirs.rms_norm_eps, theirs.attention)
+    assert (ours.rope, ours.rms_norm_eps, ours.attentions) == (theirs.rope, theirs.rms_norm_eps, theirs.attentions)

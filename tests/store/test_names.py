@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from khola.errors import BadConfig, MissingTensor, UnexpectedTensor, UnknownKey, UnsupportedFormat, WrongShape
 from khola.store.gguf import read_gguf, write_gguf
-from khola.store.names import FAMILIES, checkpoint_name, checkpoint_tensors, config_from_gguf, gguf_name
+from khola.store.names import FAMILIES, as_in_checkpoint, checkpoint_name, checkpoint_tensors, config_from_gguf, gguf_name
 from khola.store.stored import StoredTensor, in_memory, permuted_pairs, some_rows
 
 METADATA: dict[str, Any] = {
@@ -120,6 +120,39 @@ def test_frequencies_are_stretched_as_the_file_says() -> None:
     for wrong in (divisors[:7], divisors - 1, divisors * np.nan):
         with pytest.raises(BadConfig, match=r"rope_freqs\.weight"):
             scaling({}, tensors() | {"rope_freqs.weight": in_memory("rope_freqs.weight", wrong)})
+
+
+ERNIE: dict[str, Any] = {
+    **{key.replace("llama.", "ernie4_5-moe."): value for key, value in METADATA.items()}, "general.architecture": "ernie4_5-moe",
+    "ernie4_5-moe.expert_count": 8, "ernie4_5-moe.expert_used_count": 3, "ernie4_5-moe.expert_feed_forward_length": 32,
+    "ernie4_5-moe.expert_shared_count": 2, "ernie4_5-moe.leading_dense_block_count": 1, "ernie4_5-moe.interleave_moe_layer_step": 1,
+    "ernie4_5-moe.expert_shared_feed_forward_length": 64,
+}  # fmt: skip
+
+
+def test_experts_have_the_keys_of_their_family() -> None:
+    found = config_from_gguf(ERNIE, tensors())
+    assert {key: value for key, value in found.items() if key.startswith("moe_")} == {
+        "moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+        "moe_layer_interval": 1,
+    }  # fmt: skip
+    with pytest.raises(BadConfig, match=r"expert_shared_feed_forward_length is 96; expected 64"):
+        config_from_gguf(ERNIE | {"ernie4_5-moe.expert_shared_feed_forward_length": 96}, tensors())
+    with pytest.raises(UnknownKey, match="expert_weights_scale"):
+        config_from_gguf(ERNIE | {"ernie4_5-moe.expert_weights_scale": 2.5}, tensors())
+    none = {"ernie4_5-moe.expert_shared_count": 0, "ernie4_5-moe.leading_dense_block_count": 0}
+    few = {key: value for key, value in (ERNIE | none).items() if not key.endswith("shared_feed_forward_length")}
+    assert config_from_gguf(few, tensors())["moe_num_shared_experts"] == 0
+
+
+def test_a_correction_has_a_name_of_its_own_and_a_row() -> None:
+    name = "model.layers.3.mlp.moe_statics.e_score_correction_bias"
+    assert checkpoint_name("ernie4_5-moe", "blk.3.exp_probs_b.bias") == name
+    assert gguf_name("ernie4_5-moe", name) == "blk.3.exp_probs_b.bias"
+    assert checkpoint_name("ernie4_5-moe", "blk.3.exp_probs_b.weight") is None
+    assert gguf_name("ernie4_5-moe", "model.layers.3.self_attn.q_proj_bias") is None
+    (one,) = as_in_checkpoint("ernie4_5-moe", in_memory("blk.3.exp_probs_b.bias", np.ones(8, np.float32)))
+    assert (one.name, one.shape) == (name, (1, 8))
 
 
 NUMERIC = [key for key, value in METADATA.items() if isinstance(value, (int, float))]
