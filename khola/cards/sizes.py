@@ -29,6 +29,8 @@ class Sizes:
     cache_per_token: int
     """Numbers the cache keeps of one token in all layers."""
     hidden: int
+    state: int = 0
+    """Numbers kept of one sequence, however long it is."""
     widest: int
     """Width of the widest activation inside a layer."""
     vocabulary: int
@@ -70,6 +72,10 @@ def sizes_of(config: Mapping[str, Any], name: str = "config") -> Sizes:
         return _with_experts(read, _dense(read, bias=kind == "qwen2_moe", head_norms=kind == "qwen3_moe"), _qwen_mixture(read))
     if kind == "ernie4_5_moe":
         return _with_experts(read, _dense(read), _ernie_mixture(read))
+    if kind == "minimax":
+        return _lightning(read)
+    if kind in ("qwen3_next", "qwen3_5"):
+        return _delta(read)
     if kind == "deepseek_v3":
         return _latent_with_experts(read)
     raise BadConfig("{name}: sizes of the architecture {kind!r} are not known", name=name, kind=kind)
@@ -168,6 +174,60 @@ def _with_experts(read: _Reader, dense: Sizes, mixture: _Mixture) -> Sizes:
         active_matrices=every_token + layers * mixture.chosen * one,
         widest=max(dense.widest, 2 * mixture.shared, 2 * mixture.chosen * mixture.inner),
     )
+
+
+def _lightning(read: _Reader) -> Sizes:
+    """Softmax attention in some layers, lightning attention in the others, experts in all; arXiv:2501.08313 section 2."""
+    dense, heads, size = _dense(read), read("num_attention_heads"), read("head_dim")
+    hidden, layers, experts, key_heads = dense.hidden, dense.layers, read("num_local_experts"), read("num_key_value_heads")
+    full = _listed(read, "attn_type_list").count(1)
+    softmax, lightning = 2 * hidden * (heads + key_heads) * size, 5 * hidden * heads * size
+    every_token = full * softmax + (layers - full) * lightning + layers * hidden * experts
+    one = 3 * hidden * read("intermediate_size")
+    return replace(
+        dense,
+        matrices=every_token + layers * experts * one,
+        active_matrices=every_token + layers * read("num_experts_per_tok") * one,
+        vectors=dense.vectors + (layers - full) * heads * size,
+        cache_per_token=full * 2 * key_heads * size,
+        state=(layers - full) * heads * size * size,
+        widest=max(3 * heads * size, 2 * read("num_experts_per_tok") * read("intermediate_size")),
+    )
+
+
+def _delta(read: _Reader) -> Sizes:
+    """Gated softmax attention in every so many layers, gated delta attention in the others; arXiv:2412.06464 section 3.4."""
+    width = read("intermediate_size", 1)
+    dense = _dense(_Reader({**read.config, "intermediate_size": width}, read.name), head_norms=True)
+    hidden, layers, size = dense.hidden, dense.layers, read("head_dim")
+    heads, key_heads = read("num_attention_heads"), read("num_key_value_heads")
+    full = layers // read("full_attention_interval")
+    keys = read("linear_num_key_heads") * read("linear_key_head_dim")
+    value_heads, value_size = read("linear_num_value_heads"), read("linear_value_head_dim")
+    values, taps = value_heads * value_size, read("linear_conv_kernel_dim")
+    columns = 2 * keys + values
+    delta = hidden * (columns + values + 2 * value_heads) + columns * taps + values * hidden
+    mixing = full * hidden * (3 * heads + 2 * key_heads) * size + (layers - full) * delta
+    hybrid = replace(
+        dense,
+        matrices=mixing + layers * 3 * hidden * width,
+        active_matrices=mixing + layers * 3 * hidden * width,
+        vectors=layers * 2 * hidden + full * 2 * size + (layers - full) * (2 * value_heads + value_size) + hidden,
+        cache_per_token=full * 2 * key_heads * size,
+        state=(layers - full) * (value_heads * read("linear_key_head_dim") * value_size + columns * (taps - 1)),
+        widest=max(2 * width, columns + values, (2 * heads + 2 * key_heads) * size),
+    )
+    if "num_experts" not in read.config:
+        return hybrid
+    return _with_experts(_Reader({**read.config, "intermediate_size": width}, read.name), hybrid, _qwen_mixture(read))
+
+
+def _listed(read: _Reader, key: str) -> list[Any]:
+    """A key with an entry for each layer."""
+    found = read.config.get(key)
+    if not isinstance(found, list) or len(found) != read("num_hidden_layers"):
+        raise BadConfig("{name}: {key} is {value!r}; expected an entry for each layer", name=read.name, key=key, value=found)
+    return found
 
 
 def _latent_with_experts(read: _Reader) -> Sizes:

@@ -27,6 +27,9 @@ MTP = re.compile(r"(model\.)?mtp[._].+")
 CORRECTION = re.compile(r"(.+?)(?:\.gate|\.moe_statics)?\.e_score_correction_bias")
 """The bias that only helps a router to choose, beside the router or in a part of its own."""
 
+FURTHER = re.compile(r"^mtp\.")
+"""Layers that guess the token after the next one, as Qwen3-Next and Qwen3.5 ship them: nothing here asks them."""
+
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
 """Names of the tensors of one expert, which an architecture lists in order of the experts."""
 
@@ -51,7 +54,7 @@ def assemble(
         stored: tensors by the names of the lab's checkpoint.
         ops: keeps each weight in the form it computes with.
         file: named in errors.
-        tell: hears about a tied model that ships another output table all the same.
+        tell: hears about a tied model that ships another output table all the same, and about layers that are left out.
     Raises:
         MissingTensor: the architecture needs one that is not there.
         UnexpectedTensor: one is there that the architecture does not know.
@@ -59,6 +62,7 @@ def assemble(
     """
     wanted = architecture.tensors(config)
     found = {name: tensor for name, tensor in stored.items() if not BUFFERS.search(name)}
+    _leave_further(wanted, found, file, tell)
     _leave_tied_head(wanted, found, file, tell)
     _leave_second_token(wanted, found, config.spare, file, tell)
     _check_names(wanted, found, file)
@@ -98,6 +102,15 @@ def _stacked(wanted: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str
         parts.setdefault(stack, []).append(found[name])
         whole[stack] = found[name]
     return whole | {name: Stack(name, tuple(experts)) for name, experts in parts.items()}
+
+
+def _leave_further(wanted: Mapping[str, Any], found: dict[str, Stored], file: str, aside: Tell | None) -> None:
+    """Layers that guess further tokens stay where they are."""
+    further = [name for name in found if FURTHER.search(name) and name not in wanted]
+    for name in further:
+        del found[name]
+    if further and aside is not None:
+        aside("{file}: {count} tensors of layers that guess further tokens are left out", file=file, count=len(further))
 
 
 def _leave_tied_head(wanted: Mapping[str, Any], found: dict[str, Stored], file: str, aside: Tell | None) -> None:

@@ -21,6 +21,7 @@ from khola.loader.find import Located, find
 from khola.loader.interpreter import interpreter_named, unheard
 from khola.loader.loaded import Loaded
 from khola.loader.memory import Room
+from khola.loader.shells import text_part
 from khola.loader.whole_ups import with_whole_ups
 from khola.models import architecture as architecture_named
 from khola.nn import decoder
@@ -93,7 +94,7 @@ def load_model(
     located = find(name, settings)
     said = unheard if tell is None else tell
     ops = interpreter_named(interpreter, settings, device, dtype, cache, said)
-    parts = _folder_parts(located.path) if located.path.is_dir() else _gguf_parts(located.path)
+    parts = _folder_parts(located.path, said) if located.path.is_dir() else _gguf_parts(located.path)
     room = Room(
         name=located.name,
         config=parts.config,
@@ -121,7 +122,7 @@ def tokenizer_of(path: Path) -> Tokenizer:
     Raises:
         BadFiles: the files are damaged, or there is no tokenizer in them.
     """
-    parts = _folder_parts(path) if path.is_dir() else _gguf_parts(path)
+    parts = _folder_parts(path, unheard) if path.is_dir() else _gguf_parts(path)
     try:
         return parts.tokenizer.result()
     finally:
@@ -252,17 +253,19 @@ def _gguf_parts(path: Path) -> Parts:
         raise
 
 
-def _folder_parts(path: Path) -> Parts:
+def _folder_parts(path: Path, tell: Tell) -> Parts:
     checkpoint: Checkpoint = read_checkpoint(path)
     try:
         if checkpoint.tokenizer_path is None:
             raise BadTokenizer("{folder}: there is no tokenizer.json", folder=path.name)
         tokenizer_path = checkpoint.tokenizer_path
+        # The scales of 8-bit weights are part of the tensors by now.
+        plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+        config, tensors = text_part(plain, checkpoint.tensors, path.name, tell)
         return Parts(
-            # The scales of 8-bit weights are part of the tensors by now.
-            config={key: value for key, value in checkpoint.config.items() if key != "quantization_config"},
+            config=config,
             config_file=f"{path.name}/config.json",
-            stored=checkpoint.tensors,
+            stored=tensors,
             tokenizer=Beside(lambda: Tokenizer.from_json(tokenizer_path)),
             template=checkpoint.chat_template or "",
             files=tuple(str(file.path) for file in checkpoint.files),

@@ -32,6 +32,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", **SIZES, "head_dim": 6},
     "glm": {"model_type": "glm", **SIZES},
     "glm4": {"model_type": "glm4", **SIZES, "attention_bias": False},
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        **SIZES,
+        "head_dim": 8,
+        "full_attention_interval": 2,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 6,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 5,
+        "shared_expert_intermediate_size": 3,
+    },
+    "minimax": {"model_type": "minimax", **SIZES, "attn_type_list": [0, 1], "num_local_experts": 2, "num_experts_per_tok": 1},
     "ernie4_5": {"model_type": "ernie4_5", **SIZES, "head_dim": 4, "tie_word_embeddings": False},
 }
 

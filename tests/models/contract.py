@@ -6,7 +6,7 @@ transformers, in float32, with the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from khola.ops.native_ops import NativeOps
 from khola.ops.numpy_ops import NumpyOps
 from khola.ops.vocabulary import PAGE_TOKENS, Interpreter, Rope, Step, Stored, Weight, whole_sequences
 from tests.models.parity import Parity
-from tests.models.stored import Quantised, stored
+from tests.models.stored import Quantised, as_on_disk, kept_tensors, stored
 from tests.needs import needs_library
 from tests.tolerances import BFLOAT16_SHARE, CACHED, FLOAT32_FLOAT64, GRADIENT, LOGITS, NATIVE_LOGITS, QUANTISED
 
@@ -128,25 +128,6 @@ class Tiny:
         with torch.no_grad():
             out = self.reference(torch.tensor(self.ids)[None], output_hidden_states=True)
         return [x[0].numpy() for x in out.hidden_states], out.logits[0].numpy()
-
-
-def kept_tensors(model: Any) -> list[tuple[str, Any]]:
-    """A reference's tensors that an architecture reads; corrections of routers are no parameters there."""
-    return [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers() if CORRECTION.fullmatch(name))]
-
-
-def as_on_disk(tensors: Iterable[tuple[str, Any]], rename: Callable[[str], str]) -> dict[str, Any]:
-    """A reference's tensors by their names in checkpoints, as views: its library keeps all experts of a layer in two tensors."""
-    found: dict[str, Any] = {}
-    for name, tensor in tensors:
-        path, _, kind = name.rpartition(".")
-        if not path.endswith(".experts"):
-            found[rename(name)] = tensor
-            continue
-        for expert, values in enumerate(tensor):
-            parts = zip(("gate_proj", "up_proj"), values.chunk(2), strict=True) if kind == "gate_up_proj" else [(kind, values)]
-            found |= {rename(f"{path}.{expert}.{part}.weight"): rows for part, rows in parts}
-    return found
 
 
 def same_layers(found: Sequence[NDArray[Any]], wanted: Sequence[NDArray[Any]]) -> None:

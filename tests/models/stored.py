@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from khola.loader.assemble import CORRECTION
 
 
 class Plain:
@@ -52,3 +54,22 @@ class Quantised:
 def stored(arrays: Mapping[str, Any]) -> dict[str, Plain]:
     """A checkpoint in memory."""
     return {name: Plain(name, values) for name, values in arrays.items()}
+
+
+def kept_tensors(model: Any) -> list[tuple[str, Any]]:
+    """A reference's tensors that an architecture reads; corrections of routers are no parameters there."""
+    return [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers() if CORRECTION.fullmatch(name))]
+
+
+def as_on_disk(tensors: Iterable[tuple[str, Any]], rename: Callable[[str], str]) -> dict[str, Any]:
+    """A reference's tensors by their names in checkpoints, as views: its library keeps all experts of a layer in two tensors."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors:
+        path, _, kind = name.rpartition(".")
+        if not path.endswith(".experts"):
+            found[rename(name)] = tensor
+            continue
+        for expert, values in enumerate(tensor):
+            parts = zip(("gate_proj", "up_proj"), values.chunk(2), strict=True) if kind == "gate_up_proj" else [(kind, values)]
+            found |= {rename(f"{path}.{expert}.{part}.weight"): rows for part, rows in parts}
+    return found

@@ -116,15 +116,15 @@ def test_half_of_a_head_is_rotated_unless_the_file_says_otherwise() -> None:
 
 
 def test_rows_of_a_head_move_to_where_every_interpreter_wants_them() -> None:
-    assert Pairs(8, 4).half_split(16).tolist() == [0, 2, 1, 3, 4, 5, 6, 7, 8, 10, 9, 11, 12, 13, 14, 15]
-    assert Pairs(4, 4).half_split(4).tolist() == [0, 2, 1, 3]
+    assert Pairs(8, 4).order(16).tolist() == [0, 2, 1, 3, 4, 5, 6, 7, 8, 10, 9, 11, 12, 13, 14, 15]
+    assert Pairs(4, 4).order(4).tolist() == [0, 2, 1, 3]
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
 def test_moved_rows_are_the_same_in_every_format(kind: str) -> None:
     values = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
     whole = Plain("w", values) if kind == "F32" else Quantised("w", values, kind)
-    order = Pairs(8, 8).half_split(16)
+    order = Pairs(8, 8).order(16)
     moved = Rows("w", whole, order)
     np.testing.assert_array_equal(moved.float32(), whole.float32()[order])
     row = len(whole.raw()) // 16

@@ -1,5 +1,6 @@
 // Scans over a state, and short convolutions: written once, in vectors of sixteen numbers, and compiled for each instruction set by a file of
-// its own. A column of a state never meets another one, sums go over keys in order and nothing is contracted: all of them give the same bits.
+// its own, which joins products and sums where the set can. A column of a state never meets another one and sums go over keys in order, so
+// the width of a vector changes no bit.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +26,8 @@ struct ScanTask {
 
 struct Scans {
   void (*scan)(const ScanTask&, float* memory);  // memory: scan_floats, 64-byte aligned
-  // out[c] = Σ weights[j][c] · rows[j][c], j in order
-  void (*convolve)(const float* const* rows, const float* weights, int taps, int columns, float* out);
+  // out[c] = Σ weights[j][c] · rows[j][first + c], j in order; weights of neighbouring taps lie `stride` apart
+  void (*convolve)(const float* const* rows, int first, const float* weights, int stride, int taps, int columns, float* out);
 };
 
 // What a scan works in: the columns, and one query and key.

@@ -94,10 +94,10 @@ void scan(const ScanTask& t, float* memory) {
   for (int i = 0; i < t.keys; ++i) std::memcpy(t.to + static_cast<size_t>(i) * t.state_stride, memory + i * kPanel, bytes);
 }
 
-void convolve(const float* const* rows, const float* weights, int taps, int columns, float* out) {
-  for (int c = 0; c < columns; ++c) out[c] = weights[c] * rows[0][c];
+void convolve(const float* const* rows, int first, const float* weights, int stride, int taps, int columns, float* out) {
+  for (int c = 0; c < columns; ++c) out[c] = weights[c] * rows[0][first + c];
   for (int j = 1; j < taps; ++j) {
-    const float *weight = weights + static_cast<size_t>(j) * columns, *row = rows[j];
+    const float *weight = weights + static_cast<size_t>(j) * stride, *row = rows[j] + first;
     for (int c = 0; c < columns; ++c) out[c] += weight[c] * row[c];
   }
 }

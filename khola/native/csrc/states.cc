@@ -8,7 +8,7 @@ namespace kh {
 
 namespace {
 
-constexpr int kGateColumns = 256;  // that are gated at once
+constexpr int kGateColumns = 256;  // of a convolution that are worked on at once
 
 // Sizes of an operation's state, as the program has them.
 struct Sizes {
@@ -143,23 +143,25 @@ const float* StateWalk::input(int sequence, int r) const {
   return from < 0 ? model_.zeros.data() : planes.tail(from) + static_cast<size_t>(planes.sizes.taps - 1 + r) * planes.sizes.width;
 }
 
+// Some columns of all rows at a time, so that their weights stay in a first-level cache.
 void StateWalk::convolve() {
   const Share mine = rows();
+  const int columns = width(op_.out);
   for (int sequence = 0; sequence < batch_.num_sequences; ++sequence) {
-    const int first = batch_.starts[sequence];
-    for (int r = std::max(mine.first, first); r < std::min(mine.last, batch_.starts[sequence + 1]); ++r) convolve_row(sequence, r - first);
+    const int first = batch_.starts[sequence], last = std::min(mine.last, batch_.starts[sequence + 1]);
+    for (int c = 0; c < columns; c += kGateColumns)
+      for (int r = std::max(mine.first, first); r < last; ++r) convolve_row(sequence, r - first, c, std::min(kGateColumns, columns - c));
     if (sequence % threads_ == thread_) keep_tail(sequence);
   }
 }
 
-void StateWalk::convolve_row(int sequence, int r) {
-  const int columns = width(op_.out), taps = cache_->states[op_.arg[0]].sizes.taps;
+void StateWalk::convolve_row(int sequence, int r, int column, int columns) {
+  const int stride = width(op_.out), taps = cache_->states[op_.arg[0]].sizes.taps;
   const float* inputs[kMostTaps];
   for (int j = 0; j < taps; ++j) inputs[j] = input(sequence, r - taps + 1 + j);
-  float* out = row(op_.out, batch_.starts[sequence] + r);
-  model_.scans.convolve(inputs, model_.vectors[op_.w0].weight, taps, columns, out);
-  for (int c = 0; c < columns; c += kGateColumns)
-    model_.kernels.silu_mul(out + c, model_.ones.data(), std::min(kGateColumns, columns - c), out + c);
+  float* out = row(op_.out, batch_.starts[sequence] + r) + column;
+  model_.scans.convolve(inputs, column, model_.vectors[op_.w0].weight + column, stride, taps, columns, out);
+  model_.kernels.silu_mul(out, model_.ones.data(), columns, out);
 }
 
 void StateWalk::keep_tail(int sequence) {

@@ -29,7 +29,7 @@ class StateWalk {
   void scan_head(int sequence, int head, int column);
   void log_decay();
   void convolve();
-  void convolve_row(int sequence, int r);
+  void convolve_row(int sequence, int r, int column, int columns);
   void keep_tail(int sequence);
   const float* input(int sequence, int r) const;
   void scale();

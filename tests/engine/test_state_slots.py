@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
+from khola.api.bench import log_softmax, window_logprobs
 from khola.engine.request import Finished, Request, Sampling
 from khola.engine.scheduler import Limits, Sequence
 from khola.engine.states import SNAPSHOTS, Held, States
 from khola.errors import AskedWrong, NoMemory, OurFault
-from khola.ops.vocabulary import PAGE_TOKENS
+from khola.nn import decoder
+from khola.ops.numpy_ops import NumpyOps
+from khola.ops.vocabulary import PAGE_TOKENS, whole_sequences
 from tests.engine.fakes import FakeRunner, fake_engine, require_empty, run
 from tests.engine.test_scheduler import World, random_schedule
+from tests.engine.tiny import quantised_delta
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -106,6 +111,15 @@ def test_guesses_are_refused_where_they_are_asked_for() -> None:
     (_, _, end) = run(engine, request)[request]
     assert isinstance(end, Finished)
     assert end.usage.drafted_tokens == 0
+
+
+def test_a_text_is_scored_in_chunks_from_state_to_state() -> None:
+    loaded = quantised_delta(NumpyOps())
+    ids = [int(token) for token in np.random.default_rng(2).integers(0, 250, 400)]
+    (rows_RV,) = [np.concatenate(list(window_logprobs(loaded, [ids])))]
+    weights = (loaded.architecture, loaded.weights, loaded.config, whole_sequences([len(ids)]), loaded.ops)
+    wanted_RV = log_softmax(decoder.logits(np.array(ids), *weights))[len(ids) // 2 : -1]
+    np.testing.assert_allclose(rows_RV, wanted_RV, atol=1e-4)
 
 
 def test_memory_of_states_is_counted() -> None:
