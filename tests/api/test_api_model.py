@@ -293,7 +293,7 @@ class FakeOps:
     def token_bytes(self, spec: CacheSpec) -> int:
         return 4 * spec.numbers_per_token()
 
-    def new_cache(self, spec: CacheSpec, pages: int) -> tuple[str, int]:
+    def new_cache(self, spec: CacheSpec, pages: int, num_states: int = 0) -> tuple[str, int]:
         return "planes", pages
 
     def compile(self, forward: Any, spec: CacheSpec, max_context: int, max_rows: int) -> None:
