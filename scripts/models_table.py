@@ -14,6 +14,7 @@ from khola.api.fit import Plan, fit
 from khola.cards.card import Card
 from khola.cards.catalogue import cards, config_of, licence
 from khola.cards.sizes import Sizes, sizes_of
+from khola.models import ALIASES
 from khola.native.probe import Machine
 from khola.settings import Settings
 
@@ -66,7 +67,8 @@ def page() -> str:
         members = [card for card in known if card.family == family and card.name in plans]
         for architecture in sorted({card.architecture for card in members}):
             of_kind = [card for card in members if card.architecture == architecture]
-            sections.append(_summary(family, of_kind, plans, recorded["logits"].get(architecture, {})))
+            measured = [found for kind, found in recorded["logits"].items() if ALIASES.get(kind, kind) == architecture]
+            sections.append(_summary(family, of_kind, plans, [error for found in measured for error in found.values()]))
     sections.append(DETAILS)
     for family in families:
         members = [card for card in known if card.family == family]
@@ -75,7 +77,7 @@ def page() -> str:
     return "\n".join(sections)
 
 
-def _summary(family: str, members: Sequence[Card], plans: dict[str, Plan], errors: dict[str, float]) -> str:
+def _summary(family: str, members: Sequence[Card], plans: dict[str, Plan], errors: Sequence[float]) -> str:
     """One line: a family's models of one architecture."""
     by_size = {card.parameters: card for card in sorted(members, key=_parameters, reverse=True)}
     sizes = list(reversed(by_size))
@@ -85,7 +87,7 @@ def _summary(family: str, members: Sequence[Card], plans: dict[str, Plan], error
         ", ".join(sizes),
         f"`{members[0].architecture}`",
         ", ".join(sorted({key for card in members for key in (card.licence, *card.further_licences)})),
-        f"{max(errors.values()):.0e}" if errors else "-",
+        f"{max(errors):.0e}" if errors else "-",
         ", ".join(fitting) or _why_not(plans[members[0].name]),
     )
     return f"| {' | '.join(cells)} |"

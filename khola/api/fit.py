@@ -17,6 +17,7 @@ from khola.cards.catalogue import card, cards, config_of
 from khola.cards.formats import COMMON, FORMATS, file_bytes
 from khola.cards.sizes import Sizes, sizes_of
 from khola.engine.admission import DEFAULT_CONTEXT_TOKENS
+from khola.engine.states import slots_for
 from khola.errors import AskedWrong, NoKernel, UnknownModel
 from khola.loader.interpreter import chosen, require_cache
 from khola.native.probe import Machine, probe
@@ -93,7 +94,7 @@ class Plan:
     cache_bytes_16: int
     """The same in 16 bits a number."""
     work_bytes: int
-    """Activations of one step, and khola itself."""
+    """Activations of one step, states of one sequence and of its snapshots, and khola itself."""
     machine: Machine
     choices: tuple[Choice, ...]
     """From many bits to few."""
@@ -258,7 +259,7 @@ def _cost(sizes: Sizes, tokens: int, machine: Machine, interpreter: str, cache: 
     number = CODED_BYTES if cache == "int8" else CACHE_BYTES.get(interpreter, 2)
     return _Cost(
         cache_token=math.ceil(number * sizes.cache_per_token),
-        work=activations + 4 * LOGIT_ROWS * sizes.vocabulary + KHOLA_BYTES,
+        work=activations + 4 * LOGIT_ROWS * sizes.vocabulary + 4 * sizes.state * slots_for(1) + KHOLA_BYTES,
         available=machine.available_bytes,
     )
 

@@ -16,7 +16,10 @@ from khola.cards.formats import FORMATS
 from khola.errors import BadConfig, NotPulled, UnknownModel
 from khola.fetch.library import Library
 from khola.fetch.places import on_disk, path_of
+from khola.loader.assemble import FURTHER
 from khola.loader.find import find
+from khola.loader.interpreter import unheard
+from khola.loader.shells import text_part
 from khola.models import ALIASES, architecture, architectures
 from khola.nn.specs import parse_config
 from khola.settings import Settings
@@ -152,7 +155,7 @@ def compare(header: Header, name: str = "") -> Comparison:
     return Comparison(
         architecture=kind,
         missing=tuple(known for known in needed if known not in shared),
-        unexpected=tuple(known for known in header.shapes if known not in shared and known not in tied),
+        unexpected=tuple(known for known in header.shapes if known not in shared and known not in tied and not FURTHER.search(known)),
         misshapen=tuple((known, needed[known], header.shapes[known]) for known in sorted(shared) if needed[known] != header.shapes[known]),
     )
 
@@ -185,7 +188,8 @@ def _of_safetensors(path: Path) -> Header:
 
 def _of_checkpoint(folder: Path) -> Header:
     with read_checkpoint(folder) as found:
-        return _header(folder, "safetensors", found.config, found.tensors.values(), template=found.chat_template)
+        config, tensors = text_part(found.config, found.tensors, folder.name, unheard)
+        return _header(folder, "safetensors", config, tensors.values(), template=found.chat_template)
 
 
 def _header(

@@ -30,7 +30,7 @@ from khola.engine.admission import DEFAULT_CONTEXT_TOKENS
 from khola.engine.engine import Engine
 from khola.engine.request import Failed, Finished, Request, Sampling
 from khola.engine.scheduler import Limits
-from khola.engine.states import slots_for
+from khola.engine.states import rows_within, slots_for
 from khola.engine.stats import Stats
 from khola.errors import AskedWrong, EmptyPrompt, NoTemplate, OurFault
 from khola.loader import load_model
@@ -110,9 +110,10 @@ class Model:
         today: Callable[[], date] = date.today,
         **engine_options: Any,
     ) -> None:
+        state_bytes = loaded.ops.state_bytes(loaded.cache) if loaded.cache.states else 0
+        rows = engine_options.setdefault("max_rows", rows_within(available_bytes, state_bytes, Limits.max_rows))
         if cache_tokens is None:
-            slots = slots_for(engine_options.get("max_rows", Limits.max_rows)) if loaded.cache.states else 0
-            states_bytes = slots * loaded.ops.state_bytes(loaded.cache) if slots else 0
+            states_bytes = slots_for(rows) * state_bytes
             token_bytes = loaded.ops.token_bytes(loaded.cache)
             cache_tokens = context or default_cache_tokens(token_bytes, loaded.context_tokens, available_bytes, states_bytes)
         self.loaded = loaded

@@ -72,9 +72,9 @@ def sizes_of(config: Mapping[str, Any], name: str = "config") -> Sizes:
         return _with_experts(read, _dense(read, bias=kind == "qwen2_moe", head_norms=kind == "qwen3_moe"), _qwen_mixture(read))
     if kind == "ernie4_5_moe":
         return _with_experts(read, _dense(read), _ernie_mixture(read))
-    if kind == "minimax":
+    if kind in ("minimax", "minimax_text_01"):
         return _lightning(read)
-    if kind in ("qwen3_next", "qwen3_5"):
+    if kind in ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe_text"):
         return _delta(read)
     if kind == "deepseek_v3":
         return _latent_with_experts(read)
@@ -178,9 +178,9 @@ def _with_experts(read: _Reader, dense: Sizes, mixture: _Mixture) -> Sizes:
 
 def _lightning(read: _Reader) -> Sizes:
     """Softmax attention in some layers, lightning attention in the others, experts in all; arXiv:2501.08313 section 2."""
-    dense, heads, size = _dense(read), read("num_attention_heads"), read("head_dim")
+    dense, heads, size = _dense(read), read("num_attention_heads"), read("head_dim", 128)
     hidden, layers, experts, key_heads = dense.hidden, dense.layers, read("num_local_experts"), read("num_key_value_heads")
-    full = _listed(read, "attn_type_list").count(1)
+    full = _softmax_layers(read, "attn_type_list" if "attn_type_list" in read.config else "layer_types")
     softmax, lightning = 2 * hidden * (heads + key_heads) * size, 5 * hidden * heads * size
     every_token = full * softmax + (layers - full) * lightning + layers * hidden * experts
     one = 3 * hidden * read("intermediate_size")
@@ -198,13 +198,13 @@ def _lightning(read: _Reader) -> Sizes:
 def _delta(read: _Reader) -> Sizes:
     """Gated softmax attention in every so many layers, gated delta attention in the others; arXiv:2412.06464 section 3.4."""
     width = read("intermediate_size", 1)
-    dense = _dense(_Reader({**read.config, "intermediate_size": width}, read.name), head_norms=True)
-    hidden, layers, size = dense.hidden, dense.layers, read("head_dim")
+    dense = _dense(_Reader({"head_dim": 256, **read.config, "intermediate_size": width}, read.name), head_norms=True)
+    hidden, layers, size = dense.hidden, dense.layers, read("head_dim", 256)
     heads, key_heads = read("num_attention_heads"), read("num_key_value_heads")
-    full = layers // read("full_attention_interval")
-    keys = read("linear_num_key_heads") * read("linear_key_head_dim")
-    value_heads, value_size = read("linear_num_value_heads"), read("linear_value_head_dim")
-    values, taps = value_heads * value_size, read("linear_conv_kernel_dim")
+    full = _softmax_layers(read, "layer_types") if read.config.get("layer_types") else layers // read("full_attention_interval", 4)
+    keys = read("linear_num_key_heads", 16) * read("linear_key_head_dim", 128)
+    value_heads, value_size = read("linear_num_value_heads", 32), read("linear_value_head_dim", 128)
+    values, taps = value_heads * value_size, read("linear_conv_kernel_dim", 4)
     columns = 2 * keys + values
     delta = hidden * (columns + values + 2 * value_heads) + columns * taps + values * hidden
     mixing = full * hidden * (3 * heads + 2 * key_heads) * size + (layers - full) * delta
@@ -214,7 +214,7 @@ def _delta(read: _Reader) -> Sizes:
         active_matrices=mixing + layers * 3 * hidden * width,
         vectors=layers * 2 * hidden + full * 2 * size + (layers - full) * (2 * value_heads + value_size) + hidden,
         cache_per_token=full * 2 * key_heads * size,
-        state=(layers - full) * (value_heads * read("linear_key_head_dim") * value_size + columns * (taps - 1)),
+        state=(layers - full) * (value_heads * read("linear_key_head_dim", 128) * value_size + columns * (taps - 1)),
         widest=max(2 * width, columns + values, (2 * heads + 2 * key_heads) * size),
     )
     if "num_experts" not in read.config:
@@ -222,12 +222,12 @@ def _delta(read: _Reader) -> Sizes:
     return _with_experts(_Reader({**read.config, "intermediate_size": width}, read.name), hybrid, _qwen_mixture(read))
 
 
-def _listed(read: _Reader, key: str) -> list[Any]:
-    """A key with an entry for each layer."""
+def _softmax_layers(read: _Reader, key: str) -> int:
+    """Layers that keep tokens, by a key with an entry for each layer."""
     found = read.config.get(key)
     if not isinstance(found, list) or len(found) != read("num_hidden_layers"):
         raise BadConfig("{name}: {key} is {value!r}; expected an entry for each layer", name=read.name, key=key, value=found)
-    return found
+    return found.count(1) + found.count("full_attention")
 
 
 def _latent_with_experts(read: _Reader) -> Sizes:

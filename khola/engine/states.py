@@ -24,6 +24,19 @@ def slots_for(max_rows: int) -> int:
     return 2 * max_rows + SNAPSHOTS
 
 
+def rows_within(available_bytes: int | None, state_bytes: int, most: int) -> int:
+    """Sequences that may run at once when nobody says how many: their slots take half of the memory at most, and one always may.
+
+    Args:
+        available_bytes: memory for slots and pages; None when it is not known.
+        state_bytes: memory of one slot; 0 for models without states.
+        most: rows where memory is no matter.
+    """
+    if available_bytes is None or not state_bytes:
+        return most
+    return min(most, max(1, (available_bytes // 2 // state_bytes - SNAPSHOTS) // 2))
+
+
 @dataclass
 class Held:
     """Slots of one sequence."""

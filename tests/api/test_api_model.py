@@ -313,8 +313,8 @@ class FakeOps:
     def token_bytes(self, spec: CacheSpec) -> int:
         return 4 * spec.numbers_per_token()
 
-    def new_cache(self, spec: CacheSpec, pages: int, states: int = 0) -> tuple[str, int, int]:
-        return "planes", pages, states
+    def new_cache(self, spec: CacheSpec, pages: int, num_states: int = 0) -> tuple[str, int]:
+        return "planes", pages
 
     def compile(self, forward: Any, spec: CacheSpec, max_context: int, max_rows: int) -> None:
         assert max_context == 100
@@ -331,7 +331,7 @@ def test_load_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     settings = Settings(home=tmp_path, user_home=tmp_path)
     with khola.load("some-model", settings=settings, interpreter="torch", context=100, dtype="bfloat16") as model:
         assert (model.name, model.card, model.context_tokens) == ("fake", None, 100)
-        assert model.engine._runner._cache == ("planes", 4, 0)  # type: ignore[union-attr]
+        assert model.engine._runner._cache == ("planes", 4)  # type: ignore[union-attr]
     assert (seen["name"], seen["settings"], seen["interpreter"], seen["dtype"]) == ("some-model", settings, "torch", "bfloat16")
 
 

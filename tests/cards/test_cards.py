@@ -297,6 +297,19 @@ def test_states_of_a_sequence_in_32_bits() -> None:
     assert sizes_of(config_of(card("qwen3-next-80b-a3b-instruct"))).state == 36 * (32 * 128 * 128 + 8192 * 3)
 
 
+def test_sizes_of_the_labs_own_configurations() -> None:
+    """Other names for the same, and keys that files leave out because the lab's library knows them."""
+    lightning = dict(config_of(card("minimax-text-01")))
+    kinds = ["full_attention" if kind else "linear_attention" for kind in lightning.pop("attn_type_list")]
+    assert sizes_of({**lightning, "layer_types": kinds}) == sizes_of(config_of(card("minimax-text-01")))
+    experts = {
+        key: value for key, value in config_of(card("qwen3.5-35b-a3b")).items() if "linear" not in key and key != "full_attention_interval"
+    }
+    assert sizes_of({**experts, "model_type": "qwen3_5_moe_text"}) == sizes_of(config_of(card("qwen3.5-35b-a3b")))
+    listed = (["linear_attention"] * 3 + ["full_attention"]) * 10
+    assert sizes_of({**experts, "layer_types": listed}) == sizes_of(config_of(card("qwen3.5-35b-a3b")))
+
+
 def test_sizes_of_layers_that_are_not_listed_are_an_error() -> None:
     with pytest.raises(BadConfig, match="attn_type_list"):
         sizes_of({**config_of(card("minimax-text-01")), "attn_type_list": [0, 1]})

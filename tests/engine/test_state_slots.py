@@ -10,7 +10,7 @@ import pytest
 from khola.api.bench import log_softmax, window_logprobs
 from khola.engine.request import Finished, Request, Sampling
 from khola.engine.scheduler import Limits, Sequence
-from khola.engine.states import SNAPSHOTS, Held, States
+from khola.engine.states import SNAPSHOTS, Held, States, rows_within
 from khola.errors import AskedWrong, NoMemory, OurFault
 from khola.nn import decoder
 from khola.ops.numpy_ops import NumpyOps
@@ -127,3 +127,10 @@ def test_memory_of_states_is_counted() -> None:
     assert fake_engine(4, states=True, max_rows=2, available_bytes=pages + states).stats().cache_bytes == pages + states
     with pytest.raises(NoMemory):
         fake_engine(4, states=True, max_rows=2, available_bytes=pages + states - 1)
+
+
+def test_states_leave_half_of_the_memory_to_pages() -> None:
+    assert rows_within(None, 1000, 16) == rows_within(10**9, 0, 16) == rows_within(10**9, 1000, 16) == 16
+    assert rows_within(100_000, 1000, 16) == 16
+    assert rows_within(40_000, 1000, 16) == 6
+    assert rows_within(5_000, 1000, 16) == 1

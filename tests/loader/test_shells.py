@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from khola.api.header import read_header
 from khola.errors import BadConfig, UnexpectedTensor
 from khola.loader import load_model
 from khola.loader.assemble import EXPERT
@@ -71,6 +72,8 @@ def test_the_text_part_is_the_text_model(kind: str, tmp_path: Path) -> None:
     assert models[0].config == models[1].config
     for left, right in zip(*(sorted(model.weights.leaves(), key=lambda weight: weight.name) for model in models), strict=True):
         assert left.name == right.name and np.array_equal(left.data, right.data), left.name
+    plain, shell = (read_header(tmp_path / name) for name in ("plain", "shell"))
+    assert plain.config == shell.config and set(plain.shapes) | {"mtp.fc.weight"} == set(shell.shapes)
     assert any("only the text part is read; 1 tensors" in line for line in told)
     assert any("1 tensors of layers that guess further tokens are left out" in line for line in told)
 
