@@ -10,6 +10,7 @@ Source   The figures are those of llama-bench and llama-batched-bench; the score
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from khola.engine.request import Event, Failed, Finished, Request, Sampling
 from khola.engine.runner import ModelRunner, Part, in_turn
 from khola.errors import AskedWrong
 from khola.loader.loaded import Loaded
-from khola.ops.vocabulary import PAGE_TOKENS
+from khola.nn.experts import Mixture
+from khola.ops.vocabulary import PAGE_TOKENS, Weight
 from khola.tokens.tokenizer import Tokenizer
 
 Clock = Callable[[], float]
@@ -141,10 +143,24 @@ def measure_streams(engine: Engine, work: Work, rng: np.random.Generator, clock:
 
 
 def read_bytes(loaded: Loaded) -> int:
-    """Bytes of weights that one token reads: all of them, but of an embedding table that is not the head too, which gives one row."""
+    """Bytes of weights that one token reads: of experts those that are chosen, and of an embedding table that is not the head too, which
+    gives one row, nothing."""
     tied = not any(weight.name == "lm_head" for weight in loaded.weights.leaves())
     read = (weight for weight in loaded.weights.leaves() if tied or not weight.name.endswith("embed_tokens"))
-    return sum(loaded.ops.weight_bytes(weight) for weight in read)
+    return sum(int(loaded.ops.weight_bytes(weight) * _chosen_share(loaded, weight)) for weight in read)
+
+
+def operations_per_token(loaded: Loaded) -> int:
+    """Multiplications and additions of the matrices that one token of a prompt passes, without the head."""
+    inner = [weight for weight in loaded.weights.leaves() if not weight.name.endswith(("embed_tokens", "lm_head"))]
+    shapes = [(weight, weight.data.shape) for weight in inner if len(weight.data.shape) > 1]
+    return int(sum(2 * math.prod(shape) * _chosen_share(loaded, weight) for weight, shape in shapes))
+
+
+def _chosen_share(loaded: Loaded, weight: Weight) -> float:
+    """Share of a weight that one token passes: less than 1 for the experts of a layer."""
+    mixture: Mixture | None = getattr(loaded.config, "mixture", None)
+    return mixture.routing.chosen / mixture.experts if mixture is not None and ".experts." in f"{weight.name}." else 1.0
 
 
 def windows_of(tokenizer: Tokenizer, text: str, window: int) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -158,6 +158,7 @@ def _pairs(given: Sequence[str] | None, option: str) -> Mapping[str, str]:
 def print_report(report: Report, talk: Talk) -> None:
     """Print the machine, a table with one column a contestant, and what the figures mean."""
     from khola.cli.tables import print_pairs, print_table, size
+    from khola.evals.bench.report import SILENT
 
     words, machine = talk.words, report.machine
     bandwidth = ", ".join(
@@ -184,7 +185,7 @@ def print_report(report: Report, talk: Talk) -> None:
     ]
     print_pairs(talk, pairs)
     talk.line()
-    names = [name for name in report.entries[0].figures if name != "bytes_per_token"]
+    names = [name for name in report.entries[0].figures if name not in SILENT]
     ours, *others = report.entries
     ratios = report.data()["ratios"]
     columns = [words("figure"), *(part for entry in report.entries for part in _headings(entry, ours, talk))]
@@ -196,7 +197,8 @@ def print_report(report: Report, talk: Talk) -> None:
             quotient = ratios[other.name].get(name)
             cells += [_cell(found, name, talk) if found else "-", f"{quotient:.2f}" if quotient is not None else "-"]
         rows.append(cells)
-    rows.append(_efficiency_row(report, talk))
+    rows.append(_share_row(words("of the read bandwidth, %"), report, report.bandwidth_efficiency))
+    rows.append(_share_row(words("of the multiplications, %"), report, report.multiply_efficiency))
     print_table(talk, columns, rows, right=range(1, len(columns)))
     _print_notes(report, talk)
 
@@ -205,11 +207,11 @@ def _headings(entry: Entry, ours: Entry, talk: Talk) -> list[str]:
     return [entry.name] if entry is ours else [entry.name, talk.words("times better")]
 
 
-def _efficiency_row(report: Report, talk: Talk) -> list[str]:
-    """How near decoding comes to what memory can give."""
-    cells = [talk.words("of the read bandwidth, %")]
+def _share_row(heading: str, report: Report, share_of: Callable[[Entry], float | None]) -> list[str]:
+    """How near every contestant comes to what the machine can give."""
+    cells = [heading]
     for number, entry in enumerate(report.entries):
-        share = report.bandwidth_efficiency(entry)
+        share = share_of(entry)
         cells += [f"{100 * share:.0f}" if share is not None else "-", *(["-"] if number else [])]
     return cells
 

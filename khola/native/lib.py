@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_size_t, c_uint8, c_uint16, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -173,6 +173,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "kh_state_bytes": (c_size_t, (POINTER(KhStateCache), c_int32)),
     "kh_model_new": (c_void_p, (POINTER(KhProgram), c_int32)),
     "kh_model_free": (None, (c_void_p,)),
+    "kh_multiply": (c_int32, (c_int32, c_int64, POINTER(c_char_p), POINTER(c_int64))),
     "kh_stream": (None, (c_void_p, c_int32)),
     "kh_step": (c_int32, (c_void_p, c_void_p, POINTER(KhBatch))),
     "kh_best": (c_int32, (c_void_p, POINTER(KhRow), c_int32, c_float, c_void_p, c_void_p)),

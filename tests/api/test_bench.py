@@ -18,6 +18,7 @@ from khola.api.bench import (
     measure_decode,
     measure_prefill,
     measure_streams,
+    operations_per_token,
     read_bytes,
     scored_targets,
     window_logprobs,
@@ -27,10 +28,11 @@ from khola.engine.engine import Engine
 from khola.engine.runner import Part
 from khola.errors import AskedWrong
 from khola.nn import decoder
+from khola.ops.numpy_ops import NumpyOps
 from khola.ops.vocabulary import whole_sequences
 from khola.ops.weights import tree_of
 from tests.engine.fakes import BEGIN, VOCAB, ByteTokenizer
-from tests.engine.tiny import tiny_llama
+from tests.engine.tiny import quantised_experts, tiny_llama
 
 WORK = Work(prefill=(64, 512), decode=(0, 100), decode_tokens=32, streams=(1, 4, 16), stream_prompt_tokens=40, stream_tokens=32)
 
@@ -159,6 +161,18 @@ def test_bytes_of_a_token_leave_an_embedding_table_out() -> None:
     assert read_bytes(loaded) == untied - table
     leaves = [weight for weight in loaded.weights.leaves() if weight.name != "lm_head"]
     assert read_bytes(replace(loaded, weights=tree_of(leaves))) == untied - table
+
+
+def test_a_token_passes_the_experts_that_are_chosen() -> None:
+    loaded = quantised_experts(NumpyOps())
+    mixture, leaves = loaded.config.mixture, list(loaded.weights.leaves())
+    experts = sum(loaded.ops.weight_bytes(weight) for weight in leaves if weight.name.rpartition(".")[0].endswith(".experts"))
+    every = sum(loaded.ops.weight_bytes(weight) for weight in leaves if not weight.name.endswith("embed_tokens")) - experts
+    share = mixture.routing.chosen / mixture.experts
+    assert share < 1 and read_bytes(loaded) == pytest.approx(every + experts * share, rel=1e-6)
+    matrices = [w for w in leaves if w.data.ndim > 1 and not w.name.endswith(("embed_tokens", "lm_head"))]
+    whole = sum(2 * w.data.size * (share if ".experts." in w.name else 1) for w in matrices)
+    assert operations_per_token(loaded) == pytest.approx(whole, rel=1e-6)
 
 
 def test_windows_are_whole_and_begin_as_the_model_wants() -> None:

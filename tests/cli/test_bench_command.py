@@ -97,7 +97,7 @@ def test_the_table(khola_says: Command, measured: list[Asked]) -> None:
 def test_data(khola_says: Command, measured: list[Asked]) -> None:
     done = khola_says("bench", MODEL, "--json", "--quiet")
     data = json.loads(done.out)
-    assert data["schema"] == 1 and not done.err
+    assert data["schema"] == 2 and not done.err
     assert data["entries"][0]["figures"]["decode_0"] == {
         "unit": "tokens/s", "median": 150.0, "low": 100.0, "high": 200.0, "values": [100.0, 200.0], "reason": "", "detail": "",
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -251,15 +251,28 @@ def report() -> Report:
 
 def test_a_report_has_the_keys_of_its_schema() -> None:
     data = json.loads(json.dumps(report().data()))
-    assert SCHEMA == 1, "keys changed? then count SCHEMA up, and change this list"
+    assert SCHEMA == 2, "keys changed? then count SCHEMA up, and change this list"
     assert list(data) == [
         "schema", "command", "khola", "commit", "when", "took_s", "python", "machine", "threads", "rounds", "work", "reference",
         "bandwidth", "rates", "load", "stolen_share", "entries", "missing", "ratios",
     ]  # fmt: skip
-    assert list(data["entries"][0]) == ["name", "version", "model", "model_bytes", "figures", "bandwidth_efficiency"]
+    assert list(data["entries"][0]) == ["name", "version", "model", "model_bytes", "figures", "bandwidth_efficiency", "multiply_efficiency"]
     assert list(data["entries"][0]["figures"]["decode_0"]) == ["unit", "median", "low", "high", "values", "reason", "detail"]
     assert list(data["missing"][0]) == ["name", "message", "next_step"]
     assert data["ratios"] == {"llama.cpp": {"decode_0": 2.0}}
+
+
+def test_products_are_measured_against_the_unit_that_keeps_their_numbers() -> None:
+    plain = report()
+    assert plain.multiply_efficiency(plain.entries[0]) is None
+    figures = {
+        "prefill_128": figure("prefill_128", [Reading("", 100.0)]),
+        "prefill_2048": figure("prefill_2048", [Reading("", 500.0)]),
+        "operations_per_token": figure("operations_per_token", [Reading("", 1e9)]),
+    }
+    ours = replace(plain.entries[0], figures=figures)
+    timed = replace(plain, entries=[ours], rates={"amx_bf16": 2e12, "amx_int8": 4e12, "avx2_float32": 1e11})
+    assert timed.multiply_efficiency(ours) == 0.25
 
 
 def test_efficiency_is_bytes_by_bandwidth() -> None:

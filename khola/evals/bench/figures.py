@@ -16,7 +16,7 @@ ONCE = ("quality",)
 
 UNITS = {
     "prefill": "tokens/s", "decode": "tokens/s", "streams": "tokens/s", "start_s": "s", "memory_bytes": "bytes", "perplexity": "",
-    "kl": "nats/token", "same_token": "share", "bytes_per_token": "bytes",
+    "kl": "nats/token", "same_token": "share", "bytes_per_token": "bytes", "operations_per_token": "",
 }  # fmt: skip
 LESS_IS_BETTER = ("start_s", "memory_bytes", "perplexity", "kl")
 

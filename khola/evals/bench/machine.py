@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from khola.errors import NoKernel
 from khola.evals.bench.figures import Figure, figure
+from khola.native import rates
 from khola.native.probe import Machine, probe, read_bandwidth
-
-RATES_MODULE = "khola.native.rates"
-"""Where the native library tells how fast it multiplies; not there in an installation without it."""
 
 
 @dataclass(kw_only=True)
@@ -65,11 +62,11 @@ def described() -> Machine:
 
 
 def multiply_rates(threads: int) -> dict[str, float] | None:
-    """Operations a second of each kind of multiplication that the native library can time ("amx_int8", "vnni", …); None without it."""
-    if find_spec(RATES_MODULE) is None:
+    """Operations a second of each unit that the native library can time ("amx_int8", "avx512_bf16", …); None without it."""
+    try:
+        return rates.multiply_rates(threads)
+    except NoKernel:
         return None
-    found: dict[str, float] = import_module(RATES_MODULE).multiply_rates(threads)
-    return found
 
 
 def processor_times(root: Path = Path("/")) -> tuple[int, int]:

@@ -8,7 +8,11 @@ from typing import Any
 
 from khola.evals.bench.figures import Figure, ratio
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+SILENT = ("bytes_per_token", "operations_per_token")
+"""Figures that others are worked out from, and that no table shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class Report:
         built = asdict(self)
         for entry, plain in zip(self.entries, built["entries"], strict=True):
             plain["bandwidth_efficiency"] = self.bandwidth_efficiency(entry)
+            plain["multiply_efficiency"] = self.multiply_efficiency(entry)
         first, *others = self.entries
         built["ratios"] = {other.name: ratios(first, other) for other in others}
         return {"schema": SCHEMA, **built}
@@ -79,8 +84,17 @@ class Report:
             return None
         return speed.median * read.median / wall.median
 
+    def multiply_efficiency(self, entry: Entry) -> float | None:
+        """Operations a second on the longest prompt, by those of the fastest unit of bfloat16 or float32: 1 is the wall."""
+        wall = max((rate for unit, rate in (self.rates or {}).items() if not unit.endswith("_int8")), default=0.0)
+        longest = max((name for name in entry.figures if name.startswith("prefill_")), key=lambda name: int(name[8:]), default="")
+        speed, work = entry.figures.get(longest), self.entries[0].figures.get("operations_per_token")
+        if speed is None or work is None or speed.median is None or work.median is None or not wall:
+            return None
+        return speed.median * work.median / wall
+
 
 def ratios(ours: Entry, theirs: Entry) -> dict[str, float]:
     """How many times better the first is, figure by figure; above 1 is better, for times and bytes too."""
     found = {name: ratio(name, mine, theirs.figures[name]) for name, mine in ours.figures.items() if name in theirs.figures}
-    return {name: value for name, value in found.items() if value is not None and name not in ("bytes_per_token", "same_token")}
+    return {name: value for name, value in found.items() if value is not None and name not in (*SILENT, "same_token")}

@@ -22,6 +22,7 @@ from khola.api.bench import (
     measure_decode,
     measure_prefill,
     measure_streams,
+    operations_per_token,
     read_bytes,
     scored_targets,
     window_logprobs,
@@ -68,6 +69,8 @@ def _readings(loaded: Loaded, orders: Orders) -> Iterator[Reading]:
         write_logprobs(loaded, orders.windows, Path(orders.logprobs))
         return
     engine = bench_engine(loaded, orders.work)
+    if orders.group == "prefill":
+        yield Reading("operations_per_token", float(operations_per_token(loaded)))
     if orders.group == "decode":
         yield Reading("bytes_per_token", float(read_bytes(loaded)))
     yield from MEASURES[orders.group](engine, orders.work, np.random.default_rng(orders.seed))

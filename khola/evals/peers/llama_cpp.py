@@ -126,10 +126,14 @@ def contestant(model: Path, place: str) -> LlamaCpp:
 
 
 def bytes_per_token(path: Path) -> int:
-    """Bytes of weights that one token reads; an embedding table that is not the head too gives one row only."""
+    """Bytes of weights that one token reads: of experts the chosen; an embedding table that is not the head too gives one row."""
     with read_gguf(path) as file:
         untied = "output.weight" in file.tensors
-        return sum(tensor.nbytes for name, tensor in file.tensors.items() if not (untied and name == "token_embd.weight"))
+        of = str(file.metadata.get("general.architecture"))
+        experts, chosen = (file.metadata.get(f"{of}.expert_{what}") for what in ("count", "used_count"))
+        share = chosen / experts if isinstance(experts, int) and isinstance(chosen, int) and experts else 1.0
+        read = {name: tensor.nbytes for name, tensor in file.tensors.items() if not (untied and name == "token_embd.weight")}
+    return sum(int(count * share) if "_exps." in name else count for name, count in read.items())
 
 
 def _version(program: Path) -> str:

@@ -122,6 +122,12 @@ struct AttendTask {
 
 using ToForm = void (*)(const float* x, int stride, int k, const Norm&, Operand&, const Part&);
 
+// Multiplications without memory, of one kind: see rates.h.
+struct Rate {
+  const char* name = nullptr;                 // nullptr: there is none
+  int64_t (*multiply)(int64_t rounds) = nullptr;  // gives the operations that so many rounds are
+};
+
 struct Kernels {
   const char* name;
   // A part of the rows of x, normed, into the int8 form; or into bfloat16 rows; or into tiles, whose rows from row1 to the next multiple of
@@ -147,6 +153,7 @@ struct Kernels {
   // As `few`, of a split matrix by its high nibbles alone, for a handful of rows; nullptr where `few` is as quick or knows no split matrices.
   void (*few_high)(const kh_weight&, const Operand&, int pair0, int pair1, const Epilogue&, Scratch&) = nullptr;
   bool gates_into_tiles = false;  // `many` knows Epilogue::tiles
+  Rate rates[2] = {};             // of the units that the others of its processors do not have
 };
 
 // nullptr where this build or processor lacks it; `scalar` always exists.

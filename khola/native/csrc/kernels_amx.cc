@@ -10,6 +10,7 @@
     (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BF16__)
 
 #include "attend512.h"
+#include "rates.h"
 
 namespace kh {
 
@@ -368,7 +369,7 @@ void few_amx(const kh_weight& w, const Operand& a, int pair0, int pair1, const E
 
 constexpr Kernels kAmx = {"amx", to_int8, to_rows16,        to_tiles,       few_amx,     many<TileUnit>, many_scratch, rotate,
                           store, attend<TileUnit>, attend_scratch, part_floats, table_row,      rms_norm,     silu_mul,
-                          kFewBlocks, few_high, true};
+                          kFewBlocks, few_high, true, {{"amx_bf16", amx<false>}, {"amx_int8", amx<true>}}};
 
 }  // namespace
 

@@ -7,13 +7,14 @@
 #include "lanes_avx2.h"
 
 #include "attend8.h"
+#include "rates.h"
 
 namespace kh {
 
 namespace {
 
 constexpr Kernels kAvx2 = {"avx2", to_int8, to_rows16,      to_tiles,    few,       many,     many_scratch, rotate,
-                          store,  attend,  attend_scratch, part_floats, table_row, rms_norm, silu_mul};
+                          store,  attend,  attend_scratch, part_floats, table_row, rms_norm, silu_mul, 1, nullptr, false, {{"avx2_float32", avx2_float32}}};
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
 
 #include "attend512.h"
+#include "rates.h"
 
 namespace kh {
 
@@ -48,7 +49,8 @@ struct VectorUnit {
 };
 
 constexpr Kernels kAvx512 = {"avx512", to_int8, to_rows16,          to_tiles,       few,         many<VectorUnit>, many_scratch, rotate,
-                             store,    attend<VectorUnit>, attend_scratch, part_floats, table_row,        rms_norm,     silu_mul, 1, few_high, true};
+                             store,    attend<VectorUnit>, attend_scratch, part_floats, table_row,        rms_norm,     silu_mul, 1, few_high, true,
+                             {{"avx512_bf16", avx512_bf16}, {"avx512_int8", avx512_int8}}};
 
 }  // namespace
 

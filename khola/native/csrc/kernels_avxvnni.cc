@@ -8,13 +8,15 @@
 #include "lanes_avx2.h"
 
 #include "attend8.h"
+#include "rates.h"
 
 namespace kh {
 
 namespace {
 
 constexpr Kernels kAvxVnni = {"avxvnni", to_int8, to_rows16,      to_tiles,    few,       many,     many_scratch, rotate,
-                          store,  attend,  attend_scratch, part_floats, table_row, rms_norm, silu_mul};
+                          store,  attend,  attend_scratch, part_floats, table_row, rms_norm, silu_mul,
+                          1,      nullptr, false,          {{"avx_vnni_int8", avx_vnni_int8}}};
 
 }  // namespace
 

@@ -243,6 +243,10 @@ const float* kh_slot(kh_model*, int32_t slot, int32_t* stride);
 /* Fill every buffer that a step writes before it reads with NaN, so that a test sees a kernel that reads first. */
 void kh_poison(kh_model*);
 
+/* Multiply in registers, `rounds` times, with the unit of number `index` of this processor: its name, and the operations that were done.
+ * KH_BAD_ARGUMENT where there is no such unit. For measurements; see rates.h. */
+int32_t kh_multiply(int32_t index, int64_t rounds, const char** name, int64_t* operations);
+
 #if defined(__GNUC__)
 #pragma GCC visibility pop
 #endif

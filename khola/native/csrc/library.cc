@@ -100,8 +100,11 @@ const Kernels* available(std::string_view name) {
 
 #endif
 
+// The best first.
+constexpr const char* kNames[] = {"amx", "avx512", "avxvnni", "avx2", "dotprod", "neon", "scalar"};
+
 const Kernels* best() {
-  for (const char* name : {"amx", "avx512", "avxvnni", "avx2", "dotprod", "neon", "scalar"})
+  for (const char* name : kNames)
     if (const Kernels* kernels = available(name)) return kernels;
   return kernels_scalar();
 }
@@ -119,6 +122,15 @@ const Kernels*& choice() {
 }  // namespace
 
 const Kernels* chosen() { return choice(); }
+
+// The unit of this number, those of the best instruction set first.
+Rate rate_of(int32_t index) {
+  for (const char* name : kNames)
+    if (const Kernels* kernels = available(name))
+      for (const Rate& rate : kernels->rates)
+        if (rate.name && index-- == 0) return rate;
+  return {};
+}
 
 }  // namespace kh
 
@@ -176,6 +188,14 @@ kh_model* kh_model_new(const kh_program* program, int32_t threads) try {
 }
 
 void kh_model_free(kh_model* model) { delete model; }
+
+int32_t kh_multiply(int32_t index, int64_t rounds, const char** name, int64_t* operations) {
+  const kh::Rate rate = kh::rate_of(index);
+  if (!rate.name) return KH_BAD_ARGUMENT;
+  *name = rate.name;
+  *operations = rate.multiply(rounds);
+  return KH_OK;
+}
 
 void kh_stream(kh_model* model, int32_t on) { model->streams = on != 0; }
 
