@@ -108,12 +108,15 @@ class _Handler(BaseHTTPRequestHandler):
         size = 256 << 10
         for place in range(0, len(body), size):
             block = body[place : place + size]
+            # Counted before it goes out: whoever has all of it may look at once.
+            with known.lock:
+                known.sent[self.path] = known.sent.get(self.path, 0) + len(block)
             try:
                 self.wfile.write(block)
             except OSError:
+                with known.lock:
+                    known.sent[self.path] -= len(block)
                 return
-            with known.lock:
-                known.sent[self.path] = known.sent.get(self.path, 0) + len(block)
             if served.block_s:
                 time.sleep(served.block_s)
             if served.gate is not None:

@@ -130,10 +130,12 @@ def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 
 def test_probe_here_is_quick_plausible_and_plain_data() -> None:
     threads = threading.active_count()
-    began = time.perf_counter()
-    machine = probe()
-    took = time.perf_counter() - began
-    assert took < 2
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        machine = probe()
+        took.append(time.perf_counter() - began)
+    assert min(took) < 2, "three times in a row: what else runs here slows one of them down"
     assert threading.active_count() == threads
     assert 1 <= machine.cores <= (os.cpu_count() or 1)
     assert 0 < machine.available_bytes <= machine.memory_bytes
