@@ -1,11 +1,12 @@
-"""Qwen's ChatML with calls in tags: Qwen3-Coder, which never thinks, and Qwen3.5, which does unless that is switched off.
+"""Qwen's ChatML with calls in tags: Qwen3-Coder, which never thinks, and the models from Qwen3.5 on, which may.
 
-Source: the chat templates in the lab's files (Qwen/Qwen3-Coder-30B-A3B-Instruct, Qwen/Qwen3.5-4B).
+Source: the chat templates in the lab's files (Qwen/Qwen3-Coder-30B-A3B-Instruct, Qwen/Qwen3.5-2B, Qwen/Qwen3.5-4B, Qwen/Qwen3.6-27B).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -77,10 +78,15 @@ class Coder:
         return AnswerParser(calls=MarkedCalls(xml_calls(prompt.tools)) if prompt.tool_names else None)
 
 
+@dataclass(frozen=True)
 class Hybrid:
-    """Qwen3.5's turns."""
+    """The turns of Qwen3.5 and what came after it."""
 
-    name = "qwen3_5"
+    name: str
+    thinks: bool = True
+    """Whether an answer begins with a thought where nobody says."""
+    json_words: bool = False
+    """Whether true, false and null in a call are written so; else as Python writes them."""
 
     def render(
         self,
@@ -106,15 +112,15 @@ class Hybrid:
             if message.role == "tool":
                 parts += _result(spoken, index, (), ("\n", _RESULT, "\n", *imaged(message.content, _IMAGE), "\n", _RESULT_END))
             elif message.role == "assistant":
-                parts += _answer(message, recent=index > question)
+                parts += self._answer(message, recent=index > question)
             elif message.role == "user":
                 parts += [IM_START, "user\n", *imaged(message.content, _IMAGE), IM_END, "\n"]
-        opened = thinking is not False
+        opened = self.thinks if thinking is None else thinking
         if continue_last:
             opened = bool(messages[-1].thinking and not messages[-1].content)
             if opened:
                 # The turn that was written is taken back and begun anew within its thought.
-                parts = [*parts[: len(parts) - len(_answer(spoken[-1], recent=True))], *BEGIN, *OPENING, messages[-1].thinking]
+                parts = [*parts[: len(parts) - len(self._answer(spoken[-1], recent=True))], *BEGIN, *OPENING, messages[-1].thinking]
             else:
                 parts = parts[:-2]
         else:
@@ -125,6 +131,17 @@ class Hybrid:
         """See `Format.parser`."""
         calls = MarkedCalls(xml_calls(prompt.tools)) if prompt.tool_names else None
         return AnswerParser(thinking=ThinkingSplitter(opened=prompt.thinking_open), calls=calls)
+
+    def _answer(self, message: Message, *, recent: bool) -> list[Part]:
+        """An assistant's turn."""
+        thought, content = message.thinking, message.content
+        if not thought and END in content:
+            thought = content.split(END)[0].rstrip("\n").split(START)[-1].lstrip("\n")
+            content = without_thoughts(content).lstrip("\n")
+        parts: list[Part] = [*BEGIN, *((*OPENING, thought.strip() + "\n", *CLOSING) if recent else ()), *imaged(content, _IMAGE)]
+        for place, call in enumerate(message.tool_calls):
+            parts += ["\n" if place else "\n\n" if content.strip() else "", *xml_call(call, json_words=self.json_words)]
+        return [*parts, IM_END, "\n"]
 
 
 def _result(messages: Sequence[Message], index: int, head: tuple[Part, ...], body: tuple[Part, ...]) -> list[Part]:
@@ -174,15 +191,3 @@ def _system(first: Message, tools: Sequence[Tool]) -> list[Part]:
     example = _EXAMPLE.format(value_2="This is the value for the second parameter\nthat can span\nmultiple lines")
     tail = " XML tags\n" + _ADVICE + (f"\n\n{first.content}" if given and first.content else "")
     return [IM_START, f"system\n{listed}{ask}", _CALL, example, _CALL_END, remind, _CALL, _CALL_END, tail, IM_END, "\n"]
-
-
-def _answer(message: Message, *, recent: bool) -> list[Part]:
-    """An assistant's turn."""
-    thought, content = message.thinking, message.content
-    if not thought and END in content:
-        thought = content.split(END)[0].rstrip("\n").split(START)[-1].lstrip("\n")
-        content = without_thoughts(content).lstrip("\n")
-    parts: list[Part] = [*BEGIN, *((*OPENING, thought.strip() + "\n", *CLOSING) if recent else ()), *imaged(content, _IMAGE)]
-    for place, call in enumerate(message.tool_calls):
-        parts += ["\n" if place else "\n\n" if content.strip() else "", *xml_call(call)]
-    return [*parts, IM_END, "\n"]

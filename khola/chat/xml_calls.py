@@ -1,8 +1,10 @@
-"""Calls in tags, as Qwen3-Coder and Qwen3.5 write them: `<function=NAME>`, then `<parameter=KEY>`, a line for its value, `</parameter>`.
+"""Calls in tags, as Qwen3-Coder and models from Qwen3.5 on write them.
+
+A call is `<function=NAME>`, then `<parameter=KEY>`, a line for its value, `</parameter>`.
 
 Values are bare text: what they are is told by the schema of the tool alone, so that "2" is a number where a number was asked for.
 
-Source: the chat templates in the lab's files (Qwen/Qwen3-Coder-30B-A3B-Instruct, Qwen/Qwen3.5-4B).
+Source: the chat templates in the lab's files (Qwen/Qwen3-Coder-30B-A3B-Instruct, Qwen/Qwen3.5-4B, Qwen/Qwen3.6-27B).
 """
 
 from __future__ import annotations
@@ -23,16 +25,21 @@ _NEXT = re.compile(r"\s*(?=<parameter=|\Z)")
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
-def xml_call(call: ToolCall) -> tuple[Part, ...]:
-    """A call in the history, its marks included."""
+def xml_call(call: ToolCall, *, json_words: bool = False) -> tuple[Part, ...]:
+    """A call in the history, its marks included.
+
+    Args:
+        json_words: write whatever is no text as JSON.
+    """
     written = f"\n<function={call.name}>\n"
     for key, value in call.arguments.items():
-        written += f"<parameter={key}>\n{as_text(value)}\n</parameter>\n"
+        text = as_json(value) if json_words and not isinstance(value, str) else as_text(value)
+        written += f"<parameter={key}>\n{text}\n</parameter>\n"
     return (Control(START, plain=True), f"{written}</function>\n", Control(END, plain=True))
 
 
 def as_text(value: Any) -> str:
-    """A value as the lab's templates print it: JSON for what has parts, the words of Python for the rest."""
+    """A value as most of the lab's templates print it: JSON for what has parts, the words of Python for the rest."""
     return as_json(value) if isinstance(value, Mapping | list | tuple) else str(value)
 
 

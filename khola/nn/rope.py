@@ -5,6 +5,8 @@ Source   rotary positions, arXiv:2104.09864 section 3.2; linear, arXiv:2306.1559
 
 Everything is worked out in float64 and rounded once. Configurations say the same in several ways: `rope_scaling` or
 `rope_parameters`, `type` or `rope_type`, `rope_theta` outside or inside of them; all are read, contradictions raise.
+`attn_factor`, which DeepSeek-R1-0528-Qwen3-8B gives, multiplies YaRN's factor on cosines and sines, as in llama.cpp and vLLM;
+transformers does not read it. That model's undoes the factor: what is left is 1.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class Parameters(Strict, frozen=True):
     low_freq_factor: Factor | None = None
     high_freq_factor: Factor | None = None
     attention_factor: Factor | None = None
+    attn_factor: Factor | None = None
     beta_fast: Factor | None = None
     beta_slow: Factor | None = None
     mscale: Annotated[float, Meta(ge=0, le=1e3)] | None = None
@@ -207,6 +210,10 @@ def _yarn(frequencies: Frequencies, s: _Scaling) -> tuple[Frequencies, float]:
         turned = magnitude(factor, p.mscale) / magnitude(factor, p.mscale_all_dim)
     else:
         turned = magnitude(factor)
+    if p.attn_factor is not None:
+        if p.attention_factor is not None:
+            raise BadConfig("{file}: {key} has attention_factor and attn_factor; expected one of them", file=FILE, key=s.key)
+        turned *= p.attn_factor
     return stretched * frequencies / factor + (1 - stretched) * frequencies, turned
 
 
@@ -250,6 +257,7 @@ _KINDS: Mapping[str, _Kind] = {
             "factor",
             "original_max_position_embeddings",
             "attention_factor",
+            "attn_factor",
             "beta_fast",
             "beta_slow",
             "mscale",

@@ -105,6 +105,7 @@ COUNTED = {
     "minimax-text-01": 456_089_655_296,
     "qwen3-next-80b-a3b-instruct": 79_674_391_296,
     "qwen3.5-0.8b": 752_393_024,
+    "deepseek-r1-0528-qwen3-8b": 8_190_735_360,
     "qwen3.5-4b": 4_205_751_296,
     "qwen3.5-9b": 8_953_803_264,
     "qwen3.5-27b": 26_895_998_464,
@@ -118,12 +119,16 @@ ACTIVE = {
     "minimax-text-01": 48.40, "qwen3-next-80b-a3b-instruct": 3.87,
 }  # fmt: skip
 # Published as a whole number of billions, without either table of embeddings.
-ROUGHLY = {"qwen3-next-80b-a3b-instruct", "qwen3-next-80b-a3b-thinking", "qwen3.5-35b-a3b", "qwen3.5-397b-a17b"}
+ROUGHLY = {
+    "qwen3-next-80b-a3b-instruct", "qwen3-next-80b-a3b-thinking", "qwen3-coder-next", "qwen3.5-35b-a3b-base", "qwen3.5-35b-a3b",
+    "qwen3.5-397b-a17b", "qwen3.6-35b-a3b",
+}  # fmt: skip
 
 # Billions, worked out from the labs' tables.
 ROUNDED = {
     "qwen1.5-0.5b": 0.46, "qwen1.5-1.8b": 1.84, "qwen1.5-4b": 3.95, "qwen1.5-7b": 7.72, "qwen1.5-14b": 14.17, "qwen1.5-32b": 32.51,
     "qwen1.5-72b": 72.29, "qwen1.5-110b": 111.2, "qwq-32b": 32.76, "llama-3.3-70b-instruct": 70.55, "qwen2-7b": 7.62,
+    "qwen2.5-7b-instruct-1m": 7.62, "qwen2.5-14b-instruct-1m": 14.77, "glm-4-9b-chat-1m": 9.48, "qwen3.5-122b-a10b": 122.11,
     "glm-4-32b-0414": 32.57, "glm-z1-32b-0414": 32.57, "glm-z1-rumination-32b-0414": 33.14,
     "qwen2-57b-a14b": 57.41, "ernie-4.5-21b-a3b": 21.83, "ernie-4.5-300b-a47b": 298.6,
 }  # fmt: skip
@@ -153,7 +158,11 @@ def test_the_promised_families_are_there() -> None:
         **{f"qwen3-235b-a22b{end}": 1 for end in ("", "-instruct-2507", "-thinking-2507")},
         **dict.fromkeys(("qwen3-coder-30b-a3b-instruct", "qwen3-coder-480b-a35b-instruct"), 1),
         **{f"qwen3-next-80b-a3b-{end}": 1 for end in ("instruct", "thinking")},
-        **{f"qwen3.5-{size}": 1 for size in ("0.8b", "4b", "9b", "27b", "35b-a3b", "397b-a17b")},
+        **{f"qwen3.5-{size}": 1 for size in ("0.8b", "2b", "4b", "9b", "27b", "35b-a3b", "122b-a10b", "397b-a17b")},
+        **{f"qwen3.5-{size}-base": 1 for size in ("0.8b", "2b", "4b", "9b", "35b-a3b")},
+        **dict.fromkeys(("qwen3.6-27b", "qwen3.6-35b-a3b", "qwen3-coder-next"), 1),
+        **dict.fromkeys(("qwen2.5-7b-instruct-1m", "qwen2.5-14b-instruct-1m", "glm-4-9b-chat-1m"), 1),
+        **dict.fromkeys(("deepseek-v3.1-terminus", "deepseek-r1-0528-qwen3-8b"), 1),
         "minimax-text-01": 1,
         **dict.fromkeys(("llama-3.3-70b-instruct", "qwq-32b", "qwq-32b-preview", "deepseek-r1", "deepseek-v3", "deepseek-v3-base"), 1),
         **dict.fromkeys(("deepseek-v3-0324", "deepseek-v3.1-base", "deepseek-v3.1", "deepseek-r1-zero", "deepseek-r1-0528"), 1),
@@ -210,8 +219,9 @@ def test_a_configuration_is_complete(entry: Card) -> None:
     if entry.architecture in ("llama", "qwen2", "qwen2_moe"):
         assert config["num_attention_heads"] * config["head_dim"] == config["hidden_size"]
     if scaling := config.get("rope_scaling"):
-        assert scaling["rope_type"] == "llama3"
-        assert set(scaling) == {"rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+        bands = {"low_freq_factor", "high_freq_factor"} if scaling["rope_type"] == "llama3" else {"attn_factor"}
+        assert scaling["rope_type"] in ("llama3", "yarn")
+        assert set(scaling) == {"rope_type", "factor", "original_max_position_embeddings"} | bands
 
 
 def needed_of(entry: Card) -> dict[str, type]:

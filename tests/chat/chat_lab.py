@@ -21,6 +21,21 @@ QWEN2_5_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assi
 DEEPSEEK = ("deepseek_r1", "deepseek_v3_first", "deepseek_v3", "deepseek_r1_0528", "deepseek_v3_1")
 DROPS_TEXT = ("deepseek_r1", "deepseek_v3_first")
 """Templates that print calls only where there is no text."""
+LATER_QWEN = {
+    "qwen3_5_small": {
+        "is false %}\n        {{- '<think>\\n\\n</think>\\n\\n' }}\n    {%- else %}\n        {{- '<think>\\n' }}": (
+            "is true %}\n        {{- '<think>\\n' }}\n    {%- else %}\n        {{- '<think>\\n\\n</think>\\n\\n' }}"
+        ),
+    },
+    "qwen3_6": {
+        "{%- if loop.index0 > ns.last_query_index %}": (
+            "{%- if (preserve_thinking is defined and preserve_thinking is true) or (loop.index0 > ns.last_query_index) %}"
+        ),
+        "args_value | tojson | safe if args_value is mapping or (args_value is sequence and args_value is not string) "
+        "else args_value | string": ("args_value | string if args_value is string else args_value | tojson | safe"),
+    },
+}
+"""What these templates say in the place of Qwen3.5-4B's words."""
 BOS = (
     {"llama2": "<s>"}
     | dict.fromkeys(("llama3", "llama3_1", "llama3_2"), "<|begin_of_text|>")
@@ -38,6 +53,11 @@ def lab_template(name: str) -> str:
         return lab_template("smollm2").replace(SMOLLM2_SYSTEM, "You are a helpful assistant.")
     if name == "qwen2_5_math":
         return lab_template("qwen2_5").replace(QWEN2_5_SYSTEM, r"Please reason step by step, and put your final answer within \\boxed{}.")
+    if name in LATER_QWEN:
+        whole = lab_template("qwen3_5")
+        for ours, theirs in LATER_QWEN[name].items():
+            whole = whole.replace(ours, theirs)
+        return whole
     if name == "qwen3_thinking":
         whole = lab_template("qwen3")
         start = whole.index("    {{- '<|im_start|>assistant\\n' }}")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from chat_conversations import CLOCK, WEATHER, assistant, system, tool, user
 from chat_lab import HERE
-from test_chat_formats import CALL_TOOLS
+from test_chat_formats import CALL_TOOLS, HYBRID
 
 from khola.chat.formats import Parsed, format_named
 from khola.chat.message import Message, Prompt, Tool, ToolCall
@@ -58,7 +58,7 @@ def answer_of(name: str, message: Message) -> tuple[Prompt, str]:
     """A prompt, and the answer to it that the format writes into a history."""
     form = format_named(name)
     asked = form.render([user("a")], tools=OFFERED)
-    before = form.render([user("a")]).text().removesuffix("<think>\n").removesuffix("<think>")
+    before = form.render([user("a")], thinking=True if name in HYBRID else None).text().removesuffix("<think>\n").removesuffix("<think>")
     after = form.render([user("a"), message, tool("1")]).text()
     answer = after[shared(before, after) :]
     ends = [answer.find(stop) for stop in form.STOPS if stop in answer]
@@ -74,7 +74,7 @@ def test_what_a_format_writes_it_reads_back_however_it_is_cut(name: str) -> None
     calls = (NESTED,) if name in SAYS_NOTHING else (NESTED, CODE)
     prompt, answer = answer_of(name, Message(role="assistant", thinking=THOUGHT, content=text, tool_calls=calls))
     expected = Parsed(text=text, thinking=THOUGHT if THOUGHT in answer else "", tool_calls=calls)
-    assert bool(expected.thinking) == (prompt.thinking_open or name in ("qwen3", "qwen3_5"))
+    assert bool(expected.thinking) == (prompt.thinking_open or name in ("qwen3", *HYBRID))
     assert without_ids(read(name, prompt, [answer])) == expected
     assert without_ids(read(name, prompt, list(answer))) == expected
     for cut in range(len(answer) + 1):

@@ -22,7 +22,8 @@ from khola.store.gguf import read_gguf
 
 QWEN3 = ("qwen3", "qwen3_instruct", "qwen3_thinking")
 DEEPSEEK = ("deepseek_v3", "deepseek_v3_1", "deepseek_r1_0528")
-TAGS = ("qwen3_coder", "qwen3_5")
+HYBRID = ("qwen3_5", "qwen3_5_small", "qwen3_6")
+TAGS = ("qwen3_coder", *HYBRID)
 FROM_TEMPLATE = (
     *("chatml", "smollm2", "ernie4_5", "qwen1_5", "qwen2_5", "qwen2_5_math", *QWEN3, "qwq", "deepseek_r1"),
     *(*DEEPSEEK, *TAGS, "moonlight", "kimi_k2", "minimax", "glm_z1"),
@@ -32,7 +33,7 @@ FROM_GOLDEN = ("glm4", "llama2", "llama3", "llama3_1", "llama3_2")
 WITH_TOOLS = ("qwen2_5", "qwen2_5_math", *QWEN3, "qwq", *TAGS, "kimi_k2", "minimax", "glm_z1")
 CALL_TOOLS = (*WITH_TOOLS, *GLM, *DEEPSEEK, "llama3_1", "llama3_2", "ernie4_5_thinking")
 ALWAYS_THINK = ("qwen3_thinking", "qwq", "deepseek_r1", "deepseek_r1_0528", "glm_z1", "ernie4_5_thinking")
-MAY_THINK = ("qwen3", "qwen3_5", "deepseek_v3_1")
+MAY_THINK = ("qwen3", *HYBRID, "deepseek_v3_1")
 COPIED = ("moonlight", "glm_z1", "kimi_k2")
 """Read from copies of the labs' templates, whose bytes are not theirs."""
 BEGINS_THOUGHT = {"qwen3": "<think>\n", "deepseek_r1_0528": "<think>\n", "glm_z1": "\n"}
@@ -49,7 +50,7 @@ STRICTER = {
 @pytest.mark.parametrize("name", FROM_TEMPLATE)
 def test_prints_what_the_template_prints(name: str, title: str) -> None:
     messages = (PLAIN | LOOSE | THOUGHTS)[title]
-    if name == "qwen3_5" and title in ("late system", "two systems", "system alone"):
+    if name in HYBRID and title in ("late system", "two systems", "system alone"):
         with pytest.raises(jinja2.TemplateError):
             lab_render(lab_template(name), messages, name=name)
         with pytest.raises(AskedWrong, match="the roles are: "):
@@ -91,10 +92,10 @@ def test_prints_thoughts_between_steps_as_the_template_does(name: str, title: st
 
 @pytest.mark.parametrize("thinking", [None, True, False])
 @pytest.mark.parametrize("title", PLAIN | THOUGHTS | CALLS | MANY_CALLS | STEPS)
-@pytest.mark.parametrize("name", ["qwen3_5", "deepseek_v3_1"])
+@pytest.mark.parametrize("name", [*HYBRID, "deepseek_v3_1"])
 def test_prints_thoughts_that_can_be_switched_as_the_template_does(name: str, title: str, thinking: bool | None) -> None:
     messages = (PLAIN | THOUGHTS | CALLS | MANY_CALLS | STEPS)[title]
-    if (name, title) == ("qwen3_5", "nobody asked"):
+    if name in HYBRID and title == "nobody asked":
         with pytest.raises(AskedWrong):
             format_named(name).render(messages, thinking=thinking)
         return
@@ -111,7 +112,7 @@ def test_deepseek_prints_a_history_of_calls_as_the_template_does(name: str, titl
     assert format_named(name).render(messages).text() == lab_render(lab_template(name), messages, name=name)
 
 
-IMAGES = {"qwen3_5": ("user", "assistant", "tool"), "minimax": ("system", "user", "assistant")}
+IMAGES = dict.fromkeys(HYBRID, ("user", "assistant", "tool")) | {"minimax": ("system", "user", "assistant")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -269,7 +270,8 @@ def test_continues_a_thought_or_the_answer_behind_it(name: str) -> None:
     thought = Message(role="assistant", thinking="Let me see", content="")
     inside = format_named(name).render([user("a"), thought], continue_last=True)
     assert inside.thinking_open
-    assert inside.text() == format_named(name).render([user("a")]).text() + BEGINS_THOUGHT.get(name, "") + "Let me see"
+    asked = format_named(name).render([user("a")], thinking=True if name in HYBRID else None)
+    assert inside.text() == asked.text() + BEGINS_THOUGHT.get(name, "") + "Let me see"
     behind = format_named(name).render([user("a"), Message(role="assistant", thinking="hm", content="So")], continue_last=True)
     assert not behind.thinking_open
     assert behind.text().endswith("<think>\nhm\n</think>\n\nSo")

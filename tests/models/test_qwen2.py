@@ -85,6 +85,12 @@ def test_yarn_as_the_lab_documents_it() -> None:
     assert config.rope.factor == pytest.approx(1.1386, abs=5e-5)
 
 
+def test_keys_of_the_long_models_are_read() -> None:
+    chunks = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
+    long = {"dual_chunk_attention_config": chunks, "max_position_embeddings": 1010000, "rope_theta": 1e7}
+    assert parse_config(architecture("qwen2"), {**QWEN_2_5_0_5B, **long}).rope_theta == 1e7
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

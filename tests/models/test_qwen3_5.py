@@ -86,6 +86,7 @@ def test_names_and_shapes_with_experts() -> None:
     assert shapes["model.layers.39.self_attn.q_proj.weight"] == (8192, 2048)
     assert config.rope.width == 64
     assert len(here.cache(config).states) == 30
+    assert parse_config(here, {**MOE_DEFAULTS, "output_gate_type": "swish"}).mixers == config.mixers  # as files of Qwen3.6 say it
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_names_and_shapes_with_experts() -> None:
         ({"shared_expert_intermediate_size": None}, "lacks shared_expert_intermediate_size"),
         ({"attn_output_gate": False}, "attn_output_gate"),
         ({"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype"),
-        ({"output_gate_type": "swish"}, "output_gate_type"),
+        ({"output_gate_type": "sigmoid"}, "output_gate_type"),
         ({"rope_parameters": {**AXES, "mrope_section": [11, 11, 10], "beta_fast": 32.0}}, "beta_fast"),
     ],
 )

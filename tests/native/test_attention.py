@@ -181,18 +181,17 @@ def test_a_broken_row_harms_no_row_before_it(group: int, heads: int, broken: flo
     """A share of zero must not meet a value that is no number: rows of one step look back, never forward."""
     size, length = 48, 150
     x = tokens(length, group, heads, size)
-    good = whole(isa, x, group, heads, size, coded=coded)
+    undamaged = {window: whole(isa, x, group, heads, size, window=window, coded=coded) for window in (0, 40)}
     for at, before in ((149, 0), (131, 0), (70, 0), (33, 30), (3, 0), (96, 95)):
         bad = x.copy()
         bad[at, group * heads * size + 5 :] = broken
-        for window in (0, 40):
+        for window, clean in undamaged.items():
             rig, out = rig_for(isa, bad, group, heads, size, threads=2, window=window, coded=coded)
             pages = list(range(5))
             if before:
                 assert rig.step(range(before), [Run(0, before, pages)]) == 0
             assert rig.step(range(before, length), [Run(before, length - before, pages)]) == 0
             found = rig.slot(out, length - before)
-            clean = good if not window else whole(isa, x, group, heads, size, window=window, coded=coded)
             np.testing.assert_array_equal(found[: at - before], clean[before:at], err_msg=f"{at} {window}")
             assert not np.isfinite(found[at - before]).all()
             if window:

@@ -88,6 +88,9 @@ def test_published_ramps(ramp: tuple[int, float, int, float, float], low: int, h
 def test_published_factors() -> None:
     assert rope_from_config(Like(128, 1e6, QWEN_YARN)).factor == pytest.approx(1.1386, abs=5e-5)
     assert rope_from_config(Like(64, 1e4, DEEPSEEK_YARN)).factor == 1.0
+    undone = rope_from_config(Like(128, 1e6, {**QWEN_YARN, "attn_factor": 0.8782488562869419}))  # DeepSeek-R1-0528-Qwen3-8B
+    assert undone.factor == pytest.approx(1.0, rel=1e-12)
+    assert undone.frequencies == rope_from_config(Like(128, 1e6, QWEN_YARN)).frequencies
     assert magnitude(40) ** 2 == pytest.approx(1.8739, abs=5e-5)
     assert magnitude(32) ** 2 == pytest.approx(1.8133, abs=5e-5)
     assert magnitude(0.5) == 1.0
@@ -142,6 +145,7 @@ def test_all_spellings_mean_the_same() -> None:
         (Like(rope_scaling={**LLAMA3, "original_max_position_embeddings": 0}), "original_max_position_embeddings"),
         (Like(rope_scaling={**QWEN_YARN, "beta_fast": 1, "beta_slow": 32}), "beta_fast"),
         (Like(rope_scaling={"rope_type": "default", "rope_theta": 5e5}), "rope_theta"),
+        (Like(rope_scaling={**QWEN_YARN, "attention_factor": 1.0, "attn_factor": 1.0}), "attn_factor"),
         (Like(rope_scaling=QWEN_YARN, rope_parameters=LLAMA3), "contradict"),
         (Like(rope_scaling={"rope_type": "default", "partial_rotary_factor": 0.01}), "partial_rotary_factor"),
         (Like(head_size=6, rope_scaling={"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor"),

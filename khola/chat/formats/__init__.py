@@ -47,6 +47,8 @@ NAMES = (
     "qwen2_5_math",
     "qwen3",
     "qwen3_5",
+    "qwen3_5_small",
+    "qwen3_6",
     "qwen3_coder",
     "qwen3_instruct",
     "qwen3_thinking",
@@ -140,6 +142,8 @@ if TYPE_CHECKING:
         qwen2_5_math,
         qwen3,
         qwen3_5,
+        qwen3_5_small,
+        qwen3_6,
         qwen3_coder,
         qwen3_instruct,
         qwen3_thinking,
@@ -150,5 +154,5 @@ if TYPE_CHECKING:
     _CHECKED: tuple[Format, ...] = (
         *(chatml, deepseek_r1, deepseek_r1_0528, deepseek_v3, deepseek_v3_1, ernie4_5, ernie4_5_thinking, glm4, glm4_0414, glm_z1),
         *(kimi_k2, llama2, llama3, llama3_1, llama3_2, minimax, moonlight, qwen1_5, qwen2_5),
-        *(qwen2_5_math, qwen3, qwen3_5, qwen3_coder, qwen3_instruct, qwen3_thinking, qwq, smollm2),
+        *(qwen2_5_math, qwen3, qwen3_5, qwen3_5_small, qwen3_6, qwen3_coder, qwen3_instruct, qwen3_thinking, qwq, smollm2),
     )

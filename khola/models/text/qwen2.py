@@ -43,4 +43,8 @@ def tensors(c: Config) -> Shapes:
     return decoder_tensors(c, lambda prefix, layer: gated_ffn_tensors(prefix, c.hidden_size, c.intermediate_size))
 
 
-IGNORED: Mapping[str, str] = {**BOOKKEEPING, "attention_bias": "Qwen2 always has biases on q, k and v and none on o"}
+IGNORED: Mapping[str, str] = {
+    **BOOKKEEPING,
+    "attention_bias": "Qwen2 always has biases on q, k and v and none on o",
+    "dual_chunk_attention_config": "Qwen2.5-1M's way beyond 262144 tokens, where its cards end; transformers does not read it either",
+}

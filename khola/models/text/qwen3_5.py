@@ -1,4 +1,6 @@
-"""Qwen3.5, the text part, dense and with experts: the decoder of Qwen3-Next, its projections apart, its rotary pairs dealt to three axes.
+"""Qwen3.5 and Qwen3.6, the text part, dense and with experts.
+
+The decoder of Qwen3-Next, its projections apart, its rotary pairs dealt to three axes.
 
 Source   transformers `models/qwen3_5` and `models/qwen3_5_moe`, contributed by the lab; Gated Delta Networks, arXiv:2412.06464.
 Files    safetensors Qwen3_5ForConditionalGeneration and Qwen3_5MoeForConditionalGeneration, of which the text part is read.
@@ -21,10 +23,14 @@ __all__ = ["IGNORED", "LAYERS", "Config", "block", "cache", "embed", "head", "no
 
 
 class Config(HybridConfig, frozen=True, kw_only=True):
-    """Keys of config.json; a file without `num_experts` is of a dense model."""
+    """Keys of config.json; a file without `num_experts` is of a dense model.
+
+    `output_gate_type` came with Qwen3.6 and names the gate that delta layers had before.
+    """
 
     attn_output_gate: Literal[True] = True
     mamba_ssm_dtype: Literal["float32"] = "float32"
+    output_gate_type: Literal["swish", "silu"] = "swish"
 
 
 def block(x_TD: Value, w: Any, layer: int, step: Step, c: Config, ops: Ops) -> Value:
