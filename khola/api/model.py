@@ -23,7 +23,7 @@ from khola.cards.card import Card
 from khola.chat.conversation import conversation
 from khola.chat.encode import answer_runs, prompt_ids
 from khola.chat.formats import format_named
-from khola.chat.message import Message, Prompt, Tool
+from khola.chat.message import Asked, Message, Prompt, Tool
 from khola.chat.parsing import Parser, template_parser
 from khola.chat.template import TemplateWorker, render_template
 from khola.engine.admission import DEFAULT_CONTEXT_TOKENS
@@ -299,7 +299,7 @@ class Model:
         loaded = self.loaded
         if loaded.chat_format:
             known = format_named(loaded.chat_format)
-            prompt = known.render(messages, tools=tools, thinking=thinking, today=self._today(), continue_last=continue_last)
+            prompt = known.render(Asked(messages, tools=tools, thinking=thinking, today=self._today(), continue_last=continue_last))
             return prompt, known.parser(prompt)
         if not loaded.template:
             raise NoTemplate(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Message, Part, Prompt, Tool
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import OPENING, ThinkingSplitter, open_turn, without_thoughts
 from khola.chat.tool_calls import RESULT, RESULT_END, MarkedCalls, hermes_call, hermes_tools
@@ -31,28 +30,22 @@ class ChatML:
     thinks: bool = False
     """Whether every answer begins inside a thought, and the history goes without."""
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(messages, continue_last=continue_last)
-        check_thinking(self.name, thinking, always=self.thinks)
+        check_turns(asked.messages, continue_last=asked.continue_last)
+        check_thinking(self.name, asked.thinking, always=self.thinks)
         if not self.tools:
-            check_no_tools(self.name, messages, tools)
-        parts = chatml_turns(messages, default_system=self.system, tools=tools, drop_thoughts=self.thinks, continue_last=continue_last)
+            check_no_tools(self.name, asked.messages, asked.tools)
+        parts = chatml_turns(
+            asked.messages, default_system=self.system, tools=asked.tools, drop_thoughts=self.thinks, continue_last=asked.continue_last
+        )
         opened = self.thinks
-        if continue_last:
-            opened = self.thinks and bool(messages[-1].thinking and not messages[-1].content)
+        if asked.continue_last:
+            opened = self.thinks and bool(asked.messages[-1].thinking and not asked.messages[-1].content)
         else:
             parts += [IM_START, "assistant\n", *(OPENING if self.thinks else ())]
         opening = () if self.thinks else (IM_START, "assistant\n")
-        return Prompt(parts=joined(parts), thinking_open=opened, opening=opening, tool_names=tuple(tool.name for tool in tools))
+        return Prompt(parts=joined(parts), thinking_open=opened, opening=opening, tool_names=tuple(tool.name for tool in asked.tools))
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""

@@ -13,10 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Literal
 
-from khola.chat.message import Control, Message, Part, Prompt, Tool, ToolCall
+from khola.chat.message import Asked, Control, Message, Part, Prompt, Tool, ToolCall
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import END, START, ThinkingSplitter, open_turn, without_thoughts
 from khola.chat.tool_calls import CallForm, CallGrammar, MarkedCalls, as_json, inside_string, named_call
@@ -97,26 +96,20 @@ class DeepSeek:
     thinks: Literal["never", "always", "optional"]
     """Always: the answer begins with a thought by itself, without being told."""
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(messages, continue_last=continue_last)
+        check_turns(asked.messages, continue_last=asked.continue_last)
         if self.thinks != "optional":
-            check_thinking(self.name, thinking, always=self.thinks == "always")
-        elif thinking and tools:
+            check_thinking(self.name, asked.thinking, always=self.thinks == "always")
+        elif asked.thinking and asked.tools:
             raise AskedWrong("{name}: this model calls tools only when it does not think", hint="switch thinking off", name=self.name)
-        system = "\n\n".join(message.content for message in messages if message.role == "system")
+        system = "\n\n".join(message.content for message in asked.messages if message.role == "system")
         turns = self._switched if self.thinks == "optional" else self._early
-        parts, opened = turns(messages, bool(thinking), continue_last)
-        offered = (_tools_of_v3_1(tools) if self.thinks == "optional" else _tools_of_v2_5(tools)) if tools else []
-        return Prompt(parts=joined([BOS, system, *offered, *parts]), thinking_open=opened, tool_names=tuple(tool.name for tool in tools))
+        parts, opened = turns(asked.messages, bool(asked.thinking), asked.continue_last)
+        offered = (_tools_of_v3_1(asked.tools) if self.thinks == "optional" else _tools_of_v2_5(asked.tools)) if asked.tools else []
+        return Prompt(
+            parts=joined([BOS, system, *offered, *parts]), thinking_open=opened, tool_names=tuple(tool.name for tool in asked.tools)
+        )
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from khola.chat.conversation import role_order
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Message, Part, Prompt, Tool
 from khola.chat.parsing import AnswerParser
 from khola.chat.tool_calls import WholeAnswerCalls, as_json, tool_json
 from khola.chat.turns import check_bare_calls, check_thinking, check_turns, joined
@@ -36,19 +36,11 @@ class DatedHeaders:
     python_calls: bool = False
     """Whether calls also come as a Python list."""
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """See `Format.render`; without `today` the date is the template's own, 26 July 2024."""
-        check_thinking(self.name, thinking)
-        parts = dated_turns(self.name, messages, tools=tools, today=today, continue_last=continue_last)
-        return Prompt(parts=parts, opening=answer_begins(), tool_names=tuple(tool.name for tool in tools))
+        check_thinking(self.name, asked.thinking)
+        parts = dated_turns(self.name, asked.messages, tools=asked.tools, today=asked.today, continue_last=asked.continue_last)
+        return Prompt(parts=parts, opening=answer_begins(), tool_names=tuple(tool.name for tool in asked.tools))
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""

@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 
-from khola.chat.message import Control, Message, Part, Prompt, Tool, ToolCall
+from khola.chat.message import Asked, Control, Message, Part, Prompt, ToolCall
 from khola.chat.parsing import AnswerParser
 from khola.chat.tool_calls import CallForm, CallGrammar, MarkedCalls, as_json, inside_string, named_call, tool_json
 from khola.chat.turns import check_no_tools, check_thinking, check_turns, joined
@@ -51,26 +50,18 @@ class Kimi:
     tools: bool = False
     """Whether the model calls tools."""
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(messages, continue_last=continue_last)
-        check_thinking(self.name, thinking)
+        check_turns(asked.messages, continue_last=asked.continue_last)
+        check_thinking(self.name, asked.thinking)
         if not self.tools:
-            check_no_tools(self.name, messages, tools)
-        offered = f"[{', '.join(map(tool_json, tools))}]"
-        parts: list[Part] = [_SYSTEM, "tool_declare", _MIDDLE, offered, _END] if tools else []
-        if messages[0].role != "system":
+            check_no_tools(self.name, asked.messages, asked.tools)
+        offered = f"[{', '.join(map(tool_json, asked.tools))}]"
+        parts: list[Part] = [_SYSTEM, "tool_declare", _MIDDLE, offered, _END] if asked.tools else []
+        if asked.messages[0].role != "system":
             parts += [_SYSTEM, "system", _MIDDLE, self.system, _END, self.behind]
         told, unanswered = 0, list[str]()
-        for message in messages:
+        for message in asked.messages:
             parts += self._begin(message)
             ids = [f"functions.{call.name}:{told + place}" for place, call in enumerate(message.tool_calls)]
             told, unanswered = told + len(ids), unanswered + ids
@@ -79,8 +70,8 @@ class Kimi:
                 parts.append(f"## Return of {answered}\n")
             parts += [message.content, *_calls(ids, message.tool_calls), _END]
         opening = (*self._begin(Message(role="assistant")),)
-        whole = parts[:-1] if continue_last else [*parts, *opening]
-        return Prompt(parts=joined(whole), opening=opening, tool_names=tuple(tool.name for tool in tools))
+        whole = parts[:-1] if asked.continue_last else [*parts, *opening]
+        return Prompt(parts=joined(whole), opening=opening, tool_names=tuple(tool.name for tool in asked.tools))
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import date
 from typing import Any, Literal
 
 import msgspec
@@ -42,6 +44,22 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Which call a tool turn answers."""
     name: str = ""
     """Name of the tool that a tool turn speaks for, or of the speaker."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a format is asked to write."""
+
+    messages: Sequence[Message]
+    """At least one turn. Thoughts on earlier questions are not written: no model here is trained to read its old ones."""
+    tools: Sequence[Tool] = ()
+    """Functions that the model may call."""
+    thinking: bool | None = None
+    """Whether the answer begins with a thought; None is what the lab does."""
+    today: date | None = None
+    """The date that formats with a date line write; None is the constant of the lab's template. Give the same date for a whole day, so that
+    prompts share their beginning."""
+    continue_last: bool = False
+    """The last turn is an assistant's, and the answer goes on where it ends."""
 
 
 class Control(msgspec.Struct, frozen=True):

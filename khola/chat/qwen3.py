@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Literal
 
 from khola.chat.chatml import IM_END, IM_START, tool_turn
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Message, Part, Prompt, Tool
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import END, OPENING, START, ThinkingSplitter, without_thoughts
 from khola.chat.tool_calls import RESULT, RESULT_END, MarkedCalls, hermes_call, hermes_tools
@@ -31,31 +30,23 @@ class Qwen3:
     name: str
     thinks: Literal["never", "always", "optional"]
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """See `Format.render`. Where thoughts can be switched off, an empty one stands before the answer."""
-        check_turns(messages, continue_last=continue_last)
+        check_turns(asked.messages, continue_last=asked.continue_last)
         if self.thinks != "optional":
-            check_thinking(self.name, thinking, always=self.thinks == "always")
-        parts = self._turns(messages, tools, continue_last)
+            check_thinking(self.name, asked.thinking, always=self.thinks == "always")
+        parts = self._turns(asked.messages, asked.tools, asked.continue_last)
         opened = self.thinks == "always"
-        if continue_last:
-            opened = self.thinks != "never" and bool(messages[-1].thinking and not messages[-1].content)
+        if asked.continue_last:
+            opened = self.thinks != "never" and bool(asked.messages[-1].thinking and not asked.messages[-1].content)
         else:
             parts += BEGIN
             if opened:
                 parts += OPENING
-            elif self.thinks == "optional" and thinking is False:
+            elif self.thinks == "optional" and asked.thinking is False:
                 parts += [*OPENING, "\n", *CLOSING]
         opening = BEGIN if self.thinks == "never" else ()
-        return Prompt(parts=joined(parts), thinking_open=opened, opening=opening, tool_names=tuple(tool.name for tool in tools))
+        return Prompt(parts=joined(parts), thinking_open=opened, opening=opening, tool_names=tuple(tool.name for tool in asked.tools))
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 from khola.chat.chatml import IM_END, IM_START
 from khola.chat.conversation import role_order
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Message, Part, Prompt, Tool
 from khola.chat.parsing import AnswerParser
 from khola.chat.qwen3 import BEGIN, CLOSING, last_question
 from khola.chat.thinking import END, OPENING, START, ThinkingSplitter, without_thoughts
@@ -43,24 +42,16 @@ class Coder:
 
     name = "qwen3_coder"
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(messages, continue_last=continue_last)
-        check_thinking(self.name, thinking)
-        given = messages[0].role == "system"
+        check_turns(asked.messages, continue_last=asked.continue_last)
+        check_thinking(self.name, asked.thinking)
+        given = asked.messages[0].role == "system"
         parts: list[Part] = []
-        if given or tools:
-            offered = _coder_tools(tools) if tools else []
-            parts += [IM_START, f"system\n{messages[0].content if given else _CODER}", *offered, IM_END, "\n"]
-        spoken = messages[1:] if given else messages
+        if given or asked.tools:
+            offered = _coder_tools(asked.tools) if asked.tools else []
+            parts += [IM_START, f"system\n{asked.messages[0].content if given else _CODER}", *offered, IM_END, "\n"]
+        spoken = asked.messages[1:] if given else asked.messages
         for index, message in enumerate(spoken):
             if message.role == "tool":
                 parts += _result(spoken, index, ("\n",), (_RESULT, f"\n{message.content}\n", _RESULT_END, "\n"))
@@ -70,8 +61,8 @@ class Coder:
                 parts += [IM_START, "assistant", said, *calls, IM_END, "\n"]
             else:
                 parts += [IM_START, f"{message.role}\n{message.content}", IM_END, "\n"]
-        whole = parts[:-2] if continue_last else [*parts, *BEGIN]
-        return Prompt(parts=joined(whole), opening=BEGIN, tool_names=tuple(tool.name for tool in tools), tools=tuple(tools))
+        whole = parts[:-2] if asked.continue_last else [*parts, *BEGIN]
+        return Prompt(parts=joined(whole), opening=BEGIN, tool_names=tuple(tool.name for tool in asked.tools), tools=tuple(asked.tools))
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""
@@ -88,26 +79,18 @@ class Hybrid:
     json_words: bool = False
     """Whether true, false and null in a call are written so; else as Python writes them."""
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """See `Format.render`. Texts lose their outer spaces; behind the last question thoughts are kept, empty ones too."""
-        check_turns(messages, continue_last=continue_last, images=("user", "assistant", "tool"))
-        spoken = [Message(role=m.role, content=m.content.strip(), thinking=m.thinking, tool_calls=m.tool_calls) for m in messages]
+        check_turns(asked.messages, continue_last=asked.continue_last, images=("user", "assistant", "tool"))
+        spoken = [Message(role=m.role, content=m.content.strip(), thinking=m.thinking, tool_calls=m.tool_calls) for m in asked.messages]
         question = last_question(spoken)
         if spoken[question].role != "user" or any(message.role == "system" for message in spoken[1:]):
             raise AskedWrong(
                 "{name}: expected a user's turn, and a system turn at the start only; the roles are: {roles}",
                 name=self.name,
-                roles=role_order(messages),
+                roles=role_order(asked.messages),
             )
-        parts = _system(spoken[0], tools)
+        parts = _system(spoken[0], asked.tools)
         for index, message in enumerate(spoken):
             if message.role == "tool":
                 parts += _result(spoken, index, (), ("\n", _RESULT, "\n", *imaged(message.content, _IMAGE), "\n", _RESULT_END))
@@ -115,17 +98,19 @@ class Hybrid:
                 parts += self._answer(message, recent=index > question)
             elif message.role == "user":
                 parts += [IM_START, "user\n", *imaged(message.content, _IMAGE), IM_END, "\n"]
-        opened = self.thinks if thinking is None else thinking
-        if continue_last:
-            opened = bool(messages[-1].thinking and not messages[-1].content)
+        opened = self.thinks if asked.thinking is None else asked.thinking
+        if asked.continue_last:
+            opened = bool(asked.messages[-1].thinking and not asked.messages[-1].content)
             if opened:
                 # The turn that was written is taken back and begun anew within its thought.
-                parts = [*parts[: len(parts) - len(self._answer(spoken[-1], recent=True))], *BEGIN, *OPENING, messages[-1].thinking]
+                parts = [*parts[: len(parts) - len(self._answer(spoken[-1], recent=True))], *BEGIN, *OPENING, asked.messages[-1].thinking]
             else:
                 parts = parts[:-2]
         else:
             parts += [*BEGIN, *OPENING, *(() if opened else ("\n", *CLOSING))]
-        return Prompt(parts=joined(parts), thinking_open=opened, tool_names=tuple(tool.name for tool in tools), tools=tuple(tools))
+        return Prompt(
+            parts=joined(parts), thinking_open=opened, tool_names=tuple(tool.name for tool in asked.tools), tools=tuple(asked.tools)
+        )
 
     def parser(self, prompt: Prompt) -> AnswerParser:
         """See `Format.parser`."""

@@ -207,7 +207,7 @@ def _ancestors(card: Card, talk: Talk, depth: int = 0) -> list[tuple[str, str]]:
 def _print_prompt(prompt: str, header: Header | None, card: Card | None, talk: Talk) -> None:
     """One user turn as the chat format writes it, up to where the answer begins."""
     from khola.chat.formats import format_named, format_of_template
-    from khola.chat.message import Control, Message
+    from khola.chat.message import Asked, Control, Message
 
     name = (card.chat if card else "") or (header and format_of_template(header.template)) or ""
     if not name:
@@ -216,7 +216,7 @@ def _print_prompt(prompt: str, header: Header | None, card: Card | None, talk: T
             hint="base models continue a text: `khola complete`",
             name=card.name if card else str(header.path) if header else "",
         )
-    rendered = format_named(name).render([Message(role="user", content=prompt)])
+    rendered = format_named(name).render(Asked([Message(role="user", content=prompt)]))
     if talk.json:
         parts = [{"control": part.token} if isinstance(part, Control) else {"text": part} for part in rendered.parts]
         talk.data({"format": name, "prompt": rendered.text(), "parts": parts, "thinking_open": rendered.thinking_open})

@@ -13,7 +13,7 @@ from chat_lab import HERE
 from test_chat_formats import CALL_TOOLS, HYBRID
 
 from khola.chat.formats import Parsed, format_named
-from khola.chat.message import Message, Prompt, Tool, ToolCall
+from khola.chat.message import Asked, Message, Prompt, Tool, ToolCall
 
 THOUGHT = "ভাবি: 🤔\n\nwhat now?"
 NESTED = ToolCall(name="weather", arguments={"place": 'ঢাকা 🌧 "a" </tool_call> ``` }\n', "days": 2})
@@ -57,9 +57,11 @@ def shared(one: str, other: str) -> int:
 def answer_of(name: str, message: Message) -> tuple[Prompt, str]:
     """A prompt, and the answer to it that the format writes into a history."""
     form = format_named(name)
-    asked = form.render([user("a")], tools=OFFERED)
-    before = form.render([user("a")], thinking=True if name in HYBRID else None).text().removesuffix("<think>\n").removesuffix("<think>")
-    after = form.render([user("a"), message, tool("1")]).text()
+    asked = form.render(Asked([user("a")], tools=OFFERED))
+    before = (
+        form.render(Asked([user("a")], thinking=True if name in HYBRID else None)).text().removesuffix("<think>\n").removesuffix("<think>")
+    )
+    after = form.render(Asked([user("a"), message, tool("1")])).text()
     answer = after[shared(before, after) :]
     ends = [answer.find(stop) for stop in form.STOPS if stop in answer]
     answer = answer[: min(ends)] if ends else answer
@@ -128,7 +130,7 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[ToolCall, ...]]] = {
 @pytest.mark.parametrize(("name", "answer"), TABLE)
 def test_calls_and_what_only_looks_like_one(name: str, answer: str) -> None:
     text, calls = TABLE[name, answer]
-    prompt = format_named(name).render([user("a")], tools=OFFERED)
+    prompt = format_named(name).render(Asked([user("a")], tools=OFFERED))
     whole = read(name, prompt, [answer])
     assert (whole.text, whole.tool_calls) == (text, calls)
     for cut in range(len(answer) + 1):
@@ -136,7 +138,7 @@ def test_calls_and_what_only_looks_like_one(name: str, answer: str) -> None:
 
 
 def test_answers_in_marks_lose_them_without_tools_too() -> None:
-    prompt = format_named("ernie4_5_thinking").render([user("a")])
+    prompt = format_named("ernie4_5_thinking").render(Asked([user("a")]))
     answer = 'x\n</think>\n\n<response>\n<tool_call>{"name": "clock"}</tool_call>\n</response>\n'
     for cut in range(len(answer) + 1):
         assert read("ernie4_5_thinking", prompt, [answer[:cut], answer[cut:]]) == Parsed(
@@ -146,7 +148,7 @@ def test_answers_in_marks_lose_them_without_tools_too() -> None:
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3_1", "kimi_k2", "minimax", "qwen3_coder"])
 def test_a_flood_is_read_in_linear_time(name: str) -> None:
-    prompt = format_named(name).render([user("a")], tools=OFFERED)
+    prompt = format_named(name).render(Asked([user("a")], tools=OFFERED))
     grammar = answer_of(name, Message(role="assistant", tool_calls=(CLOCK_CALL,)))[1]
     begun = grammar[: grammar.index("clock")]
     for flood in (" ", "\n", "<", "</parameter>", "<parameter=a>", "{", '"', "functions.", "\n```"):
@@ -165,9 +167,9 @@ def test_tools_are_offered_in_the_words_of_the_labs(name: str) -> None:
     recorded = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
     for one in recorded["printed"].values():
         messages, tools = msgspec.convert((one["messages"], one["tools"]), tuple[list[Message], list[Tool]])
-        assert format_named(name).render(messages, tools=tools).text() == one["prompt"]
-    prompt = format_named(name).render([system("s"), user("a")], tools=OFFERED)
-    bare = format_named(name).render([system("s"), user("a")])
+        assert format_named(name).render(Asked(messages, tools=tools)).text() == one["prompt"]
+    prompt = format_named(name).render(Asked([system("s"), user("a")], tools=OFFERED))
+    bare = format_named(name).render(Asked([system("s"), user("a")]))
     same = shared(prompt.text(), bare.text())
     assert all(offered.name in prompt.text()[same:] for offered in OFFERED)
     assert prompt.text().endswith(bare.text()[same:])
@@ -176,7 +178,7 @@ def test_tools_are_offered_in_the_words_of_the_labs(name: str) -> None:
 def test_ids_of_kimi_count_the_calls_of_the_conversation() -> None:
     form = format_named("kimi_k2")
     turns = [user("a"), assistant("", CLOCK_CALL, CLOCK_CALL), tool("1"), tool("2"), assistant("", CLOCK_CALL), tool("3")]
-    prompt = form.render(turns, tools=OFFERED)
+    prompt = form.render(Asked(turns, tools=OFFERED))
     for number in range(3):
         assert prompt.text().count(f"functions.clock:{number}") == 2
     found = form.parser(prompt).call_form

@@ -10,7 +10,7 @@ from chat_conversations import PLAIN, assistant, system, user
 
 from khola.chat.encode import answer_runs, prompt_ids
 from khola.chat.formats import Format, format_named
-from khola.chat.message import Control, Prompt
+from khola.chat.message import Asked, Control, Prompt
 from khola.errors import BadTokenizer
 from khola.store.gguf import read_gguf
 from khola.tokens.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def test_the_beginning_of_text_stands_once(adds_bos: bool, parts: tuple[Control 
 
 
 def test_later_beginnings_stay() -> None:
-    prompt = format_named("llama2").render([user("a"), assistant("b"), user("c")])
+    prompt = format_named("llama2").render(Asked([user("a"), assistant("b"), user("c")]))
     assert prompt_ids(prompt, Letters("<s>", "</s>", adds_bos=True)).count(0x110000) == 2
 
 
@@ -91,7 +91,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def test_real_vocabularies_read_prompts_as_the_reference_does(real_model: Callable[[str], Path], model: str, name: str) -> None:
     tokenizer = read_tokenizer(real_model(model))
     for title, messages in PLAIN.items():
-        prompt = format_named(name).render(messages)
+        prompt = format_named(name).render(Asked(messages))
         ids = prompt_ids(prompt, tokenizer)
         if title != "marks in text":
             assert ids == tokenizer.encode(prompt.text(), control=True), title
@@ -110,7 +110,7 @@ def test_no_control_id_comes_from_a_speaker(real_model: Callable[[str], Path], m
         form = format_named(name)
 
         def controls(text: str, form: Format = form) -> int:
-            prompt = form.render([system(text), user(text), assistant(text), user(text)])
+            prompt = form.render(Asked([system(text), user(text), assistant(text), user(text)]))
             return sum(index in tokenizer.control_ids for index in prompt_ids(prompt, tokenizer))
 
         expected = controls("x")
@@ -137,13 +137,13 @@ def test_earlier_answers_are_found(name: str, control: tuple[str, ...], marked: 
     )
     for goes_on in (False, True):
         given = turns if goes_on else [*turns, user("Thanks")]
-        prompt = format_named(name).render(given, continue_last=goes_on)
+        prompt = format_named(name).render(Asked(given, continue_last=goes_on))
         ids = prompt_ids(prompt, letters)
         found = ["".join(map(chr, ids[run.start : run.stop])) for run in answer_runs(prompt, ids, letters, ends)]
         assert found == ([turn.content for turn in (turns[1], turns[3])] if marked else [])
 
 
 def test_thoughts_that_leave_the_history_leave_no_answer_to_find() -> None:
-    prompt = format_named("qwq").render([user("a"), assistant("b"), user("c")])
+    prompt = format_named("qwq").render(Asked([user("a"), assistant("b"), user("c")]))
     letters = Letters(*CHATML, "<think>")
     assert answer_runs(prompt, prompt_ids(prompt, letters), letters, [0x110001]) == ()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from record_golden import cases
 
 from khola.chat.formats import NAMES, format_named, format_of_template
-from khola.chat.message import IMAGE, Control, Message, Prompt, Tool, ToolCall
+from khola.chat.message import IMAGE, Asked, Control, Message, Prompt, Tool, ToolCall
 from khola.errors import AskedWrong, UnknownOption
 from khola.store.gguf import read_gguf
 
@@ -54,9 +54,9 @@ def test_prints_what_the_template_prints(name: str, title: str) -> None:
         with pytest.raises(jinja2.TemplateError):
             lab_render(lab_template(name), messages, name=name)
         with pytest.raises(AskedWrong, match="the roles are: "):
-            format_named(name).render(messages)
+            format_named(name).render(Asked(messages))
     else:
-        assert format_named(name).render(messages).text() == lab_render(lab_template(name), messages, name=name)
+        assert format_named(name).render(Asked(messages)).text() == lab_render(lab_template(name), messages, name=name)
 
 
 @pytest.mark.parametrize("offered", [(), (WEATHER,), (WEATHER, CLOCK)], ids=["no tools", "one tool", "two tools"])
@@ -65,7 +65,7 @@ def test_prints_what_the_template_prints(name: str, title: str) -> None:
 def test_prints_tools_as_the_template_does(name: str, title: str, offered: tuple[Tool, ...]) -> None:
     messages = (CALLS | MANY_CALLS | PLAIN)[title]
     expected = lab_render(lab_template(name), messages, name=name, tools=offered)
-    prompt = format_named(name).render(messages, tools=offered)
+    prompt = format_named(name).render(Asked(messages, tools=offered))
     assert prompt.text() == expected
     assert prompt.tool_names == tuple(one.name for one in offered)
 
@@ -77,7 +77,7 @@ def test_qwen3_prints_what_both_its_templates_print(source: str, title: str, thi
     messages = (PLAIN | LOOSE | THOUGHTS | CALLS | MANY_CALLS | STEPS)[title]
     for offered in ((), (WEATHER,)):
         expected = lab_render(lab_template(source), messages, name="qwen3", tools=offered, thinking=thinking)
-        prompt = format_named("qwen3").render(messages, tools=offered, thinking=thinking)
+        prompt = format_named("qwen3").render(Asked(messages, tools=offered, thinking=thinking))
         assert prompt.text() == expected
         assert not prompt.thinking_open
 
@@ -85,7 +85,7 @@ def test_qwen3_prints_what_both_its_templates_print(source: str, title: str, thi
 @pytest.mark.parametrize("title", STEPS)
 @pytest.mark.parametrize("name", ["qwen3_instruct", "qwen3_thinking"])
 def test_prints_thoughts_between_steps_as_the_template_does(name: str, title: str) -> None:
-    prompt = format_named(name).render(STEPS[title], tools=[WEATHER])
+    prompt = format_named(name).render(Asked(STEPS[title], tools=[WEATHER]))
     assert prompt.text() == lab_render(lab_template(name), STEPS[title], name=name, tools=[WEATHER])
     assert prompt.thinking_open == (name == "qwen3_thinking")
 
@@ -97,10 +97,10 @@ def test_prints_thoughts_that_can_be_switched_as_the_template_does(name: str, ti
     messages = (PLAIN | THOUGHTS | CALLS | MANY_CALLS | STEPS)[title]
     if name in HYBRID and title == "nobody asked":
         with pytest.raises(AskedWrong):
-            format_named(name).render(messages, thinking=thinking)
+            format_named(name).render(Asked(messages, thinking=thinking))
         return
     expected = lab_render(lab_template(name), messages, name=name, thinking=thinking)
-    prompt = format_named(name).render(messages, thinking=thinking)
+    prompt = format_named(name).render(Asked(messages, thinking=thinking))
     assert prompt.text() == expected
     assert prompt.thinking_open == expected.endswith(("<think>\n", "<think>"))
 
@@ -109,7 +109,7 @@ def test_prints_thoughts_that_can_be_switched_as_the_template_does(name: str, ti
 @pytest.mark.parametrize("title", CALLS | MANY_CALLS | STEPS)
 def test_deepseek_prints_a_history_of_calls_as_the_template_does(name: str, title: str) -> None:
     messages = (CALLS | MANY_CALLS | STEPS)[title]
-    assert format_named(name).render(messages).text() == lab_render(lab_template(name), messages, name=name)
+    assert format_named(name).render(Asked(messages)).text() == lab_render(lab_template(name), messages, name=name)
 
 
 IMAGES = dict.fromkeys(HYBRID, ("user", "assistant", "tool")) | {"minimax": ("system", "user", "assistant")}
@@ -126,24 +126,26 @@ def test_images_have_the_marks_of_the_template_or_no_place(name: str) -> None:
             [user("a"), assistant("", CALL), tool(content)],
         ):
             if all(IMAGE not in message.content or message.role in allowed for message in turns):
-                prompt = form.render(turns)
+                prompt = form.render(Asked(turns))
                 assert prompt.text() == lab_render(lab_template(name), turns, name=name)
-                assert len(controls(prompt)) > len(controls(form.render([Message(role=m.role, tool_calls=m.tool_calls) for m in turns])))
+                assert len(controls(prompt)) > len(
+                    controls(form.render(Asked([Message(role=m.role, tool_calls=m.tool_calls) for m in turns])))
+                )
             else:
                 with pytest.raises(AskedWrong):
-                    form.render(turns)
+                    form.render(Asked(turns))
 
 
 @pytest.mark.parametrize("title", PLAIN)
 def test_both_templates_of_deepseek_v3_print_the_same_where_turns_alternate(title: str) -> None:
     printed = lab_render(lab_template("deepseek_v3_first"), PLAIN[title], name="deepseek_v3_first")
-    assert format_named("deepseek_v3").render(PLAIN[title]).text() == printed
+    assert format_named("deepseek_v3").render(Asked(PLAIN[title])).text() == printed
 
 
 @pytest.mark.parametrize("title", [title for title in CALLS | MANY_CALLS if title != "text and call"])
 def test_r1_prints_a_history_of_calls_as_the_template_does(title: str) -> None:
     messages = (CALLS | MANY_CALLS)[title]
-    prompt = format_named("deepseek_r1").render(messages)
+    prompt = format_named("deepseek_r1").render(Asked(messages))
     assert prompt.text() == lab_render(lab_template("deepseek_r1"), messages, name="deepseek_r1")
     assert prompt.thinking_open == prompt.text().endswith("<think>\n")
 
@@ -155,9 +157,9 @@ def test_prints_what_was_recorded(name: str) -> None:
     for title, (messages, tools, day) in cases(name).items():
         if recorded[title] is None or title in STRICTER.get(name, ()):
             with pytest.raises(AskedWrong):
-                format_named(name).render(messages, tools=tools, today=day)
+                format_named(name).render(Asked(messages, tools=tools, today=day))
         else:
-            assert format_named(name).render(messages, tools=tools, today=day).text() == recorded[title], title
+            assert format_named(name).render(Asked(messages, tools=tools, today=day)).text() == recorded[title], title
 
 
 def test_coder_differs_from_qwen2_5_in_one_example_only() -> None:
@@ -194,9 +196,9 @@ def test_prints_what_the_template_prints_for_any_conversation(name: str, message
         expected = lab_render(lab_template(name), messages, name=name, tools=tools)
     except jinja2.TemplateError:
         with pytest.raises(AskedWrong):
-            format_named(name).render(messages, tools=tools)
+            format_named(name).render(Asked(messages, tools=tools))
     else:
-        assert format_named(name).render(messages, tools=tools).text() == expected
+        assert format_named(name).render(Asked(messages, tools=tools)).text() == expected
 
 
 @pytest.mark.parametrize("name", [name for name in FROM_TEMPLATE if name != "glm_z1"])
@@ -204,7 +206,7 @@ def test_prints_what_the_template_prints_for_any_conversation(name: str, message
 def test_continues_the_last_turn_where_the_template_ends_it(name: str, title: str) -> None:
     messages = (*PLAIN[title], assistant("Once upon"))
     closed = lab_render(lab_template(name), messages, name=name, answer=False)
-    open_ = format_named(name).render(messages, continue_last=True)
+    open_ = format_named(name).render(Asked(messages, continue_last=True))
     assert closed.startswith(open_.text())
     assert open_.text().endswith("Once upon")
     assert closed.removeprefix(open_.text()).strip() in format_named(name).STOPS
@@ -239,7 +241,7 @@ GLM_TOOLS = """<|system|>
 
 def test_glm4_0414_prints_tools_then_system_turns_then_the_others() -> None:
     messages = [user("a"), system("s"), assistant("Let me see.", CALL), tool("31"), assistant(""), user("b")]
-    prompt = format_named("glm4_0414").render(messages, tools=[WEATHER])
+    prompt = format_named("glm4_0414").render(Asked(messages, tools=[WEATHER]))
     turns = "<|system|>\ns<|user|>\na<|assistant|>\nLet me see."
     calls = '<|assistant|>weather\n{"place": "ঢাকা", "days": 2}<|observation|>\n31<|assistant|>\n<|user|>\nb<|assistant|>'
     assert prompt.text() == f"[gMASK]<sop>{GLM_TOOLS}{turns}{calls}"
@@ -250,98 +252,100 @@ def test_glm4_0414_prints_tools_then_system_turns_then_the_others() -> None:
 def test_continues_the_last_turn_of_glm(name: str) -> None:
     form = format_named(name)
     if name == "glm_z1":
-        begun = form.render([user("a")]).text().removesuffix("\n<think>")
-        assert form.render([user("a"), assistant("b")], continue_last=True).text() == begun + "\nb"
+        begun = form.render(Asked([user("a")])).text().removesuffix("\n<think>")
+        assert form.render(Asked([user("a"), assistant("b")], continue_last=True)).text() == begun + "\nb"
         return
-    one = form.render([user("a"), assistant("b")], continue_last=True)
-    assert one.text() == form.render([user("a")]).text() + "\nb"
-    assert form.render([user("a"), assistant("")], continue_last=True).text() == form.render([user("a")]).text() + "\n"
+    one = form.render(Asked([user("a"), assistant("b")], continue_last=True))
+    assert one.text() == form.render(Asked([user("a")])).text() + "\nb"
+    assert form.render(Asked([user("a"), assistant("")], continue_last=True)).text() == form.render(Asked([user("a")])).text() + "\n"
 
 
 @pytest.mark.parametrize("name", [name for name in FROM_GOLDEN if name not in GLM])
 def test_continues_the_last_turn_of_llama(name: str) -> None:
-    one = format_named(name).render([user("a"), assistant("b")], continue_last=True)
+    one = format_named(name).render(Asked([user("a"), assistant("b")], continue_last=True))
     assert one.text().endswith("b")
-    assert format_named(name).render([user("a")]).text() + ("" if name != "llama2" else " ") + "b" == one.text()
+    assert format_named(name).render(Asked([user("a")])).text() + ("" if name != "llama2" else " ") + "b" == one.text()
 
 
 @pytest.mark.parametrize("name", [name for name in (*ALWAYS_THINK, *MAY_THINK) if name != "deepseek_v3_1"])
 def test_continues_a_thought_or_the_answer_behind_it(name: str) -> None:
     thought = Message(role="assistant", thinking="Let me see", content="")
-    inside = format_named(name).render([user("a"), thought], continue_last=True)
+    inside = format_named(name).render(Asked([user("a"), thought], continue_last=True))
     assert inside.thinking_open
-    asked = format_named(name).render([user("a")], thinking=True if name in HYBRID else None)
+    asked = format_named(name).render(Asked([user("a")], thinking=True if name in HYBRID else None))
     assert inside.text() == asked.text() + BEGINS_THOUGHT.get(name, "") + "Let me see"
-    behind = format_named(name).render([user("a"), Message(role="assistant", thinking="hm", content="So")], continue_last=True)
+    behind = format_named(name).render(Asked([user("a"), Message(role="assistant", thinking="hm", content="So")], continue_last=True))
     assert not behind.thinking_open
     assert behind.text().endswith("<think>\nhm\n</think>\n\nSo")
 
 
 def test_deepseek_v3_1_continues_without_newlines() -> None:
     form = format_named("deepseek_v3_1")
-    asked = form.render([user("a")], thinking=True)
-    inside = form.render([user("a"), Message(role="assistant", thinking="Let me see")], continue_last=True)
+    asked = form.render(Asked([user("a")], thinking=True))
+    inside = form.render(Asked([user("a"), Message(role="assistant", thinking="Let me see")], continue_last=True))
     assert inside.thinking_open and inside.text() == asked.text() + "Let me see"
-    behind = form.render([user("a"), Message(role="assistant", thinking="hm", content="So")], continue_last=True)
+    behind = form.render(Asked([user("a"), Message(role="assistant", thinking="hm", content="So")], continue_last=True))
     assert not behind.thinking_open and behind.text() == asked.text() + "hm</think>So"
     with pytest.raises(AskedWrong, match="only when it does not think"):
-        form.render([user("a")], tools=[WEATHER], thinking=True)
+        form.render(Asked([user("a")], tools=[WEATHER], thinking=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_thoughts_of_earlier_turns_are_not_written(name: str) -> None:
     thoughtful = Message(role="assistant", thinking="a secret", content="b")
     form = format_named(name)
-    assert form.render([user("a"), thoughtful, user("c")]) == form.render([user("a"), assistant("b"), user("c")])
+    assert form.render(Asked([user("a"), thoughtful, user("c")])) == form.render(Asked([user("a"), assistant("b"), user("c")]))
     if name not in (*ALWAYS_THINK, *MAY_THINK):
-        assert form.render([user("a"), thoughtful], continue_last=True) == form.render([user("a"), assistant("b")], continue_last=True)
+        assert form.render(Asked([user("a"), thoughtful], continue_last=True)) == form.render(
+            Asked([user("a"), assistant("b")], continue_last=True)
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_refuses_to_continue_what_is_no_answer(name: str) -> None:
     for messages in ([user("a")], [assistant("b"), user("a")], [user("a"), assistant("", CALL)], []):
         with pytest.raises(AskedWrong):
-            format_named(name).render(messages, continue_last=True)
+            format_named(name).render(Asked(messages, continue_last=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_refuses_an_empty_conversation(name: str) -> None:
     with pytest.raises(AskedWrong, match="empty"):
-        format_named(name).render([])
+        format_named(name).render(Asked([]))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in CALL_TOOLS])
 def test_refuses_tools_where_the_model_knows_none(name: str) -> None:
     with pytest.raises(AskedWrong, match=f"^{name}: this model was not trained to call tools"):
-        format_named(name).render([user("a")], tools=[WEATHER])
+        format_named(name).render(Asked([user("a")], tools=[WEATHER]))
     if name != "deepseek_r1":
         for messages in ([user("a"), assistant("", CALL), user("b")], [user("a"), assistant("x"), tool("b"), user("b")]):
             with pytest.raises(AskedWrong):
-                format_named(name).render(messages)
+                format_named(name).render(Asked(messages))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MAY_THINK])
 def test_refuses_to_switch_what_the_model_cannot(name: str) -> None:
     with pytest.raises(AskedWrong, match=name):
-        format_named(name).render([user("a")], thinking=name not in ALWAYS_THINK)
-    assert format_named(name).render([user("a")], thinking=name in ALWAYS_THINK) == format_named(name).render([user("a")])
+        format_named(name).render(Asked([user("a")], thinking=name not in ALWAYS_THINK))
+    assert format_named(name).render(Asked([user("a")], thinking=name in ALWAYS_THINK)) == format_named(name).render(Asked([user("a")]))
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1", "llama3_1", "llama3_2"])
 def test_refuses_text_that_the_template_would_drop(name: str) -> None:
     with pytest.raises(AskedWrong, match="text beside a call"):
-        format_named(name).render([user("a"), assistant("Let me see", CALL), tool("1")])
+        format_named(name).render(Asked([user("a"), assistant("Let me see", CALL), tool("1")]))
 
 
 def test_llama2_names_the_role_order() -> None:
     with pytest.raises(AskedWrong, match="the roles are: system, user, user"):
-        format_named("llama2").render([system("s"), user("a"), user("b")])
+        format_named("llama2").render(Asked([system("s"), user("a"), user("b")]))
 
 
 def test_dates_are_english_and_an_argument() -> None:
-    one = format_named("llama3_1").render([user("a")], today=date(2026, 1, 2)).text()
+    one = format_named("llama3_1").render(Asked([user("a")], today=date(2026, 1, 2))).text()
     assert "Today Date: 02 Jan 2026\n" in one
-    assert "Today Date: 26 Jul 2024\n" in format_named("llama3_2").render([user("a")]).text()
+    assert "Today Date: 26 Jul 2024\n" in format_named("llama3_2").render(Asked([user("a")])).text()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -349,7 +353,7 @@ def test_format_has_its_name_and_its_stops(name: str) -> None:
     found = format_named(name)
     assert name == found.NAME
     assert found.STOPS
-    ends = [part for part in found.render([user("a"), assistant("b"), user("c")]).parts if isinstance(part, Control)]
+    ends = [part for part in found.render(Asked([user("a"), assistant("b"), user("c")])).parts if isinstance(part, Control)]
     assert any(end.token in found.STOPS for end in ends)
 
 
@@ -402,7 +406,7 @@ def family_tokens(name: str) -> list[str]:
     """All control tokens that a format writes, and its stops."""
     made: set[str] = set(format_named(name).STOPS)
     for messages in (*PLAIN.values(), *(CALLS.values() if name in (*CALL_TOOLS, "deepseek_r1") else ())):
-        made.update(controls(format_named(name).render(messages, tools=[WEATHER] if name in CALL_TOOLS else ())))
+        made.update(controls(format_named(name).render(Asked(messages, tools=[WEATHER] if name in CALL_TOOLS else ()))))
     return sorted(made)
 
 
@@ -424,9 +428,9 @@ def hostile_texts(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_of_a_speaker_becomes_a_control_token(name: str) -> None:
-    harmless = format_named(name).render([system("x"), user("x"), assistant("x"), user("x")])
+    harmless = format_named(name).render(Asked([system("x"), user("x"), assistant("x"), user("x")]))
     for text in hostile_texts(name):
-        prompt = format_named(name).render([system(text), user(text), assistant(text), user(text)])
+        prompt = format_named(name).render(Asked([system(text), user(text), assistant(text), user(text)]))
         assert controls(prompt) == controls(harmless), text
         if not (name in (*ALWAYS_THINK, *MAY_THINK) and "</think>" in text):
             assert sum(part.count(text) for part in prompt.parts if isinstance(part, str)) >= 4, text
@@ -438,7 +442,7 @@ def test_no_text_of_a_tool_becomes_a_control_token(name: str) -> None:
         call = ToolCall(name=text, arguments={text: [text, {"k": text}]})
         offered = Tool(name=text, description=text, parameters={text: text})
         messages = [user("a"), assistant("", call), tool(text), user("b")]
-        return format_named(name).render(messages, tools=[offered] if name in CALL_TOOLS else ())
+        return format_named(name).render(Asked(messages, tools=[offered] if name in CALL_TOOLS else ()))
 
     for text in hostile_texts(name):
         assert controls(render(text)) == controls(render("x")), text
@@ -449,4 +453,6 @@ def test_pieces_in_neighbouring_turns_do_not_join(name: str) -> None:
     for token in family_tokens(name):
         for cut in range(1, len(token)):
             turns = [user(token[:cut]), assistant(token[cut:]), user(token[:cut])]
-            assert controls(format_named(name).render(turns)) == controls(format_named(name).render([user("x"), assistant("x"), user("x")]))
+            assert controls(format_named(name).render(Asked(turns))) == controls(
+                format_named(name).render(Asked([user("x"), assistant("x"), user("x")]))
+            )

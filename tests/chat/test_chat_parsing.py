@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_chat_formats import ALWAYS_THINK, MAY_THINK
 
 from khola.chat.formats import NAMES, Parsed, format_named
-from khola.chat.message import Control, Prompt, ToolCall
+from khola.chat.message import Asked, Control, Prompt, ToolCall
 from khola.chat.parsing import template_parser
 
 TOOLS = ("weather", "clock")
@@ -240,8 +240,8 @@ def test_what_a_format_writes_it_reads_back() -> None:
     call = ToolCall(name="weather", arguments={"place": 'a "b" \n </tool_call> ঢাকা', "days": [1, None, {"x": True}]})
     for name in ("qwen2_5", "qwq", "llama3_1", "llama3_2"):
         form = format_named(name)
-        before = form.render([user("a")], tools=[WEATHER, CLOCK])
-        after = form.render([user("a"), assistant("", call), tool("1")], tools=[WEATHER, CLOCK]).text()
+        before = form.render(Asked([user("a")], tools=[WEATHER, CLOCK]))
+        after = form.render(Asked([user("a"), assistant("", call), tool("1")], tools=[WEATHER, CLOCK])).text()
         answer = after.removeprefix(before.text().removesuffix("<think>\n").removesuffix("\n"))
         answer = answer[: answer.index(form.STOPS[0])]
         assert read(name, [answer], opened=False, tools=before.tool_names).tool_calls == (call,)

@@ -20,7 +20,7 @@ from chat_conversations import CALL, CALLS, CLOCK, MANY_CALLS, PLAIN, WEATHER, a
 from chat_lab import BOS, lab_render, lab_template
 
 from khola.chat.formats import format_named
-from khola.chat.message import Control, Message, Prompt, Tool, ToolCall
+from khola.chat.message import Asked, Control, Message, Prompt, Tool, ToolCall
 from khola.chat.protect import SHIELD, protection
 from khola.chat.template import DEADLINE_S, TemplateWorker, render_template
 from khola.chat.template_worker import MEMORY_BYTES
@@ -65,7 +65,7 @@ def shape(prompt: Prompt) -> list[str]:
 @pytest.mark.parametrize("name", TOKENS)
 def test_prints_what_the_format_prints(worker: TemplateWorker, name: str, title: str) -> None:
     made = render(worker, lab_template(name), PLAIN[title], control_tokens=TOKENS[name], bos_token=BOS.get(name, ""))
-    expected = format_named(name).render(PLAIN[title])
+    expected = format_named(name).render(Asked(PLAIN[title]))
     assert shape(made) == shape(expected)
     assert made.thinking_open == expected.thinking_open
 
@@ -75,7 +75,7 @@ def test_prints_what_the_format_prints(worker: TemplateWorker, name: str, title:
 def test_prints_tools_as_the_format_does(worker: TemplateWorker, name: str, title: str) -> None:
     messages = (CALLS | MANY_CALLS)[title]
     made = render(worker, lab_template(name), messages, tools=[WEATHER, CLOCK])
-    expected = format_named(name).render(messages, tools=[WEATHER, CLOCK])
+    expected = format_named(name).render(Asked(messages, tools=[WEATHER, CLOCK]))
     assert shape(made) == shape(expected)
     assert made.tool_names == ("weather", "clock")
 
@@ -93,7 +93,7 @@ def test_continues_the_last_turn(worker: TemplateWorker, name: str) -> None:
     messages = [system("s"), user("a"), assistant("Once <|im_end|> upon  ")]
     made = render(worker, lab_template(name), messages, control_tokens=TOKENS[name], continue_last=True, bos_token=BOS.get(name, ""))
     messages[-1] = assistant("Once <|im_end|> upon")
-    assert shape(made) == shape(format_named(name).render(messages, continue_last=True))
+    assert shape(made) == shape(format_named(name).render(Asked(messages, continue_last=True)))
 
 
 def test_a_template_that_drops_the_last_turn_cannot_continue_it(worker: TemplateWorker) -> None:

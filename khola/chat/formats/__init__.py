@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Sequence
-from datetime import date
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Protocol, cast
 
-from khola.chat.message import Message, Prompt, Tool
+from khola.chat.message import Asked, Prompt
 from khola.chat.parsing import Parsed, Parser
 from khola.errors import UnknownOption
 
@@ -68,24 +66,11 @@ class Format(Protocol):
     def STOPS(self) -> tuple[str, ...]:
         """Control tokens that end a turn of the assistant."""
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        thinking: bool | None = None,
-        today: date | None = None,
-        continue_last: bool = False,
-    ) -> Prompt:
+    def render(self, asked: Asked) -> Prompt:
         """A conversation as the model was trained to read it, up to where the answer begins.
 
         Args:
-            messages: at least one turn. Thoughts on earlier questions are not written: no model here is trained to read its old ones.
-            tools: functions that the model may call.
-            thinking: whether the answer begins with a thought; None is what the lab does.
-            today: the date that formats with a date line write; None is the constant of the lab's template. Give the same date for a
-                whole day, so that prompts share their beginning.
-            continue_last: the last turn is an assistant's, and the answer goes on where it ends.
+            asked: the turns, and how they end.
         Raises:
             AskedWrong: the format cannot say this.
         """

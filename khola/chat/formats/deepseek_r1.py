@@ -9,10 +9,9 @@ Source: the chat template in the lab's files (deepseek-ai/DeepSeek-R1-Distill-Qw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 
 from khola.chat.deepseek import ASSISTANT, BOS, EOS, STOPS, USER, mark
-from khola.chat.message import Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Message, Part, Prompt
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import OPENING, ThinkingSplitter, open_turn, without_thoughts
 from khola.chat.tool_calls import as_json
@@ -24,30 +23,23 @@ NAME = "deepseek_r1"
 __all__ = ["NAME", "STOPS", "parser", "render"]
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
-    check_thinking(NAME, thinking, always=True)
-    if tools:
+    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_thinking(NAME, asked.thinking, always=True)
+    if asked.tools:
         raise AskedWrong("{name}: this model was not trained to call tools", hint="choose a model that calls tools", name=NAME)
-    systems = [message.content for message in messages if message.role == "system"]
-    parts: list[Part] = [BOS, systems[-1] if systems else "", *_turns(messages[:-1] if continue_last else messages)]
-    answers_tools = messages[-1].role == "tool"
+    systems = [message.content for message in asked.messages if message.role == "system"]
+    parts: list[Part] = [BOS, systems[-1] if systems else "", *_turns(asked.messages[:-1] if asked.continue_last else asked.messages)]
+    answers_tools = asked.messages[-1].role == "tool"
     if answers_tools:
         parts.append(mark("outputs▁end"))
-    last = messages[-1]
-    if continue_last:
+    last = asked.messages[-1]
+    if asked.continue_last:
         parts += [ASSISTANT, *open_turn(last)]
     elif not answers_tools:
         parts += [ASSISTANT, *OPENING]
-    opened = bool(last.thinking and not last.content) if continue_last else not answers_tools
+    opened = bool(last.thinking and not last.content) if asked.continue_last else not answers_tools
     return Prompt(parts=joined(parts), thinking_open=opened)
 
 

@@ -6,10 +6,7 @@ Source: the chat template in the lab's files (baidu/ERNIE-4.5-0.3B-PT).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import date
-
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Part, Prompt
 from khola.chat.parsing import AnswerParser
 from khola.chat.turns import check_no_tools, check_thinking, check_turns, joined
 
@@ -18,25 +15,18 @@ STOPS = ("</s>", "<|end_of_sentence|>")
 BEGIN, END = Control("<|begin_of_sentence|>"), Control("<|end_of_sentence|>")
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
-    check_no_tools(NAME, messages, tools)
-    check_thinking(NAME, thinking)
+    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_no_tools(NAME, asked.messages, asked.tools)
+    check_thinking(NAME, asked.thinking)
     parts: list[Part] = [BEGIN]
-    for message in messages:
+    for message in asked.messages:
         if message.role == "assistant":
             parts += [f"Assistant: {message.content}", END]
         else:
             parts.append(f"{'User: ' if message.role == 'user' else ''}{message.content}\n")
-    return Prompt(parts=joined(parts[:-1] if continue_last else [*parts, "Assistant: "]))
+    return Prompt(parts=joined(parts[:-1] if asked.continue_last else [*parts, "Assistant: "]))
 
 
 def parser(prompt: Prompt) -> AnswerParser:

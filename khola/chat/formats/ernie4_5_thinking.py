@@ -7,12 +7,10 @@ one in the lab's files (baidu/ERNIE-4.5-21B-A3B-Thinking) was not at hand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 
 from khola.chat.chatml import IM_END, IM_START
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Part, Prompt
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import OPENING, ThinkingSplitter, open_turn, without_thoughts
 from khola.chat.tool_calls import HERMES, RESULT, RESULT_END, MarkedCalls, hermes_call, tool_json
@@ -25,28 +23,21 @@ _RESULT, _RESULT_END = Control(RESULT, plain=True), Control(RESULT_END, plain=Tr
 _GRAMMAR = replace(HERMES, around=(_RESPONSE.token, _RESPONSE_END.token))
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
-    check_thinking(NAME, thinking, always=True)
-    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_thinking(NAME, asked.thinking, always=True)
+    system = "\n\n".join(message.content for message in asked.messages if message.role == "system")
     setting = f"<system_setting>\n{system}\n</system_setting>\n\n" if system else ""
-    listed = f"\n\n<tool_list>\n[{', '.join(map(tool_json, tools))}]\n</tool_list>" if tools else ""
+    listed = f"\n\n<tool_list>\n[{', '.join(map(tool_json, asked.tools))}]\n</tool_list>" if asked.tools else ""
     parts: list[Part] = _turn("system", f"{setting}<global_setting>\nthink_mode=True\n</global_setting>{listed}")
     opened = True
-    for index, message in enumerate(messages):
+    for index, message in enumerate(asked.messages):
         if message.role == "user":
             parts += _turn("user", message.content)
         elif message.role == "tool":
             parts += _turn("user", _RESULT, f"\n{message.content}\n", _RESULT_END)
-        elif continue_last and index == len(messages) - 1:
+        elif asked.continue_last and index == len(asked.messages) - 1:
             opened = bool(message.thinking and not message.content)
             parts += [IM_START, "assistant\n", *open_turn(message)]
         elif message.role == "assistant":
@@ -54,8 +45,8 @@ def render(
             said: list[Part] = [] if message.tool_calls and not content else [_RESPONSE, f"\n{content}\n", _RESPONSE_END, "\n"]
             calls = [part for call in message.tool_calls for part in (*hermes_call(call), "\n")]
             parts += _turn("assistant", *said, *calls)
-    whole = parts if continue_last else [*parts, IM_START, "assistant\n", *OPENING]
-    return Prompt(parts=joined(whole), thinking_open=opened, tool_names=tuple(tool.name for tool in tools))
+    whole = parts if asked.continue_last else [*parts, IM_START, "assistant\n", *OPENING]
+    return Prompt(parts=joined(whole), thinking_open=opened, tool_names=tuple(tool.name for tool in asked.tools))
 
 
 def parser(prompt: Prompt) -> AnswerParser:

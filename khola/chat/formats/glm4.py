@@ -6,11 +6,8 @@ Source: the chat template in the lab's files (zai-org/glm-4-9b-chat-hf).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import date
-
 from khola.chat.glm import BEGIN, STOPS, TOOLS, offered, parser, prompt_of, turn, turns_of
-from khola.chat.message import Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Part, Prompt
 from khola.chat.turns import check_thinking, check_turns
 
 NAME = "glm4"
@@ -22,20 +19,13 @@ _HEAD = (
 __all__ = ["NAME", "STOPS", "parser", "render"]
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
-    check_thinking(NAME, thinking)
-    parts: list[Part] = [*BEGIN, *offered(tools, _HEAD, "\n")]
-    for index, message in enumerate(messages):
+    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_thinking(NAME, asked.thinking)
+    parts: list[Part] = [*BEGIN, *offered(asked.tools, _HEAD, "\n")]
+    for index, message in enumerate(asked.messages):
         for role, text, metadata in turns_of(message):
-            if text or (continue_last and index == len(messages) - 1):
+            if text or (asked.continue_last and index == len(asked.messages) - 1):
                 parts += turn(role, text, metadata)
-    return prompt_of(parts, tools, continue_last=continue_last)
+    return prompt_of(parts, asked.tools, continue_last=asked.continue_last)

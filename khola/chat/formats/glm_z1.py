@@ -6,11 +6,8 @@ Source: the chat template in the lab's files (zai-org/GLM-Z1-9B-0414), as copied
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import date
-
 from khola.chat.glm import ASSISTANT, BEGIN, STOPS, TOOLS, NamedCalls, offered, turn, turns_of
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Part, Prompt
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import START, ThinkingSplitter, without_thoughts
 from khola.chat.turns import check_thinking, check_turns, joined
@@ -24,32 +21,25 @@ _HEAD = (
 __all__ = ["NAME", "STOPS", "parser", "render"]
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
-    check_thinking(NAME, thinking, always=True)
-    parts: list[Part] = [*BEGIN, *offered(tools, _HEAD, "\n")]
-    for message in messages:
+    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_thinking(NAME, asked.thinking, always=True)
+    parts: list[Part] = [*BEGIN, *offered(asked.tools, _HEAD, "\n")]
+    for message in asked.messages:
         parts += turn("system", message.content) if message.role == "system" else ()
-    for message in messages[: len(messages) - continue_last]:
+    for message in asked.messages[: len(asked.messages) - asked.continue_last]:
         for role, text, metadata in turns_of(message) if message.role != "system" else ():
             parts += turn(role, without_thoughts(text).strip(), metadata)
-    last, opening = messages[-1], (ASSISTANT, "\n", Control(START, plain=True))
-    opened = not continue_last or bool(last.thinking and not last.content)
-    if not continue_last:
+    last, opening = asked.messages[-1], (ASSISTANT, "\n", Control(START, plain=True))
+    opened = not asked.continue_last or bool(last.thinking and not last.content)
+    if not asked.continue_last:
         parts += opening
     elif last.thinking:
         parts += [*opening, "\n", last.thinking, *(() if opened else ("\n", Control("</think>", plain=True), "\n\n", last.content))]
     else:
         parts += turn("assistant", last.content)
-    return Prompt(parts=joined(parts), thinking_open=opened, tool_names=tuple(tool.name for tool in tools))
+    return Prompt(parts=joined(parts), thinking_open=opened, tool_names=tuple(tool.name for tool in asked.tools))
 
 
 def parser(prompt: Prompt) -> AnswerParser:

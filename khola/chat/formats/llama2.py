@@ -8,10 +8,9 @@ Source: the chat template in the lab's files (meta-llama/Llama-2-7b-chat-hf); "L
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 
 from khola.chat.conversation import role_order
-from khola.chat.message import Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Message, Part, Prompt
 from khola.chat.parsing import AnswerParser
 from khola.chat.turns import check_no_tools, check_thinking, check_turns, joined
 from khola.errors import AskedWrong
@@ -21,21 +20,14 @@ STOPS = ("</s>",)
 BOS, EOS = Control("<s>"), Control("</s>")
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
-    check_no_tools(NAME, messages, tools)
-    check_thinking(NAME, thinking)
-    system = f"<<SYS>>\n{messages[0].content}\n<</SYS>>\n\n" if messages[0].role == "system" else ""
-    turns = messages[1:] if system else messages
-    _check_alternation(messages, turns, continue_last=continue_last)
+    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_no_tools(NAME, asked.messages, asked.tools)
+    check_thinking(NAME, asked.thinking)
+    system = f"<<SYS>>\n{asked.messages[0].content}\n<</SYS>>\n\n" if asked.messages[0].role == "system" else ""
+    turns = asked.messages[1:] if system else asked.messages
+    _check_alternation(asked.messages, turns, continue_last=asked.continue_last)
     parts: list[Part] = []
     for index, message in enumerate(turns):
         if message.role == "user":
@@ -43,7 +35,7 @@ def render(
             parts += [BOS, f"[INST] {text.strip()} [/INST]"]
         else:
             parts += [f" {message.content.strip()} ", EOS]
-    if continue_last:
+    if asked.continue_last:
         parts[-2:] = [f" {turns[-1].content.strip()}"]
     return Prompt(parts=joined(parts))
 

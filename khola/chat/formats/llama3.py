@@ -5,11 +5,8 @@ Source: the chat template in the lab's files (meta-llama/Meta-Llama-3-8B-Instruc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import date
-
 from khola.chat.headers import BOS, answer_begins, turn
-from khola.chat.message import Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Part, Prompt
 from khola.chat.parsing import AnswerParser
 from khola.chat.turns import check_no_tools, check_thinking, check_turns, joined
 
@@ -17,22 +14,15 @@ NAME = "llama3"
 STOPS = ("<|eot_id|>", "<|end_of_text|>")
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last)
-    check_no_tools(NAME, messages, tools)
-    check_thinking(NAME, thinking)
+    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_no_tools(NAME, asked.messages, asked.tools)
+    check_thinking(NAME, asked.thinking)
     parts: list[Part] = [BOS]
-    for message in messages:
+    for message in asked.messages:
         parts += turn(message.role, message.content.strip())
-    return Prompt(parts=joined(parts[:-1] if continue_last else [*parts, *answer_begins()]), opening=answer_begins())
+    return Prompt(parts=joined(parts[:-1] if asked.continue_last else [*parts, *answer_begins()]), opening=answer_begins())
 
 
 def parser(prompt: Prompt) -> AnswerParser:

@@ -8,10 +8,8 @@ Source: the chat template and the examples in the lab's files (MiniMaxAI/MiniMax
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from datetime import date
 
-from khola.chat.message import Control, Message, Part, Prompt, Tool, ToolCall
+from khola.chat.message import Asked, Control, Part, Prompt, ToolCall
 from khola.chat.parsing import AnswerParser
 from khola.chat.tool_calls import CallForm, CallGrammar, MarkedCalls, as_json, inside_string, named_call, tool_json
 from khola.chat.turns import check_thinking, check_turns, imaged, joined
@@ -26,20 +24,13 @@ _LINE = re.compile(r"\s*functions\.([\w.-]+)\((.*)\)\s*;?\s*", re.DOTALL)
 OPENING: tuple[Part, ...] = (_BEGIN, f"{_HEADS['assistant']}\n")
 
 
-def render(
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    thinking: bool | None = None,
-    today: date | None = None,
-    continue_last: bool = False,
-) -> Prompt:
+def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(messages, continue_last=continue_last, images=("system", "user", "assistant"))
-    check_thinking(NAME, thinking)
+    check_turns(asked.messages, continue_last=asked.continue_last, images=("system", "user", "assistant"))
+    check_thinking(NAME, asked.thinking)
     parts: list[Part] = []
     called: list[str] = []
-    for message in messages:
+    for message in asked.messages:
         if message.role == "tool":
             name = message.name or (called.pop(0) if called else "")
             parts += _turn("system function_response=functions", f'{{"name": "{name}", "response": {message.content}}}')
@@ -49,11 +40,11 @@ def render(
             part for call in message.tool_calls for part in (_CALL, f"{_FENCE}\nfunctions.{call.name}({as_json(call.arguments)})\n```")
         ]
         parts += _turn(_HEADS[message.role], *imaged(message.content, (_IMAGE,)), *calls)
-    if continue_last:
+    if asked.continue_last:
         return Prompt(parts=joined(parts[:-2]), opening=OPENING)
-    for tool in tools:
+    for tool in asked.tools:
         parts += _turn("system function_setting=functions", tool_json(tool))
-    return Prompt(parts=joined([*parts, *OPENING]), opening=OPENING, tool_names=tuple(tool.name for tool in tools))
+    return Prompt(parts=joined([*parts, *OPENING]), opening=OPENING, tool_names=tuple(tool.name for tool in asked.tools))
 
 
 def parser(prompt: Prompt) -> AnswerParser:
