@@ -17,7 +17,7 @@ from khola.errors import NoKernel, NoMemory, OurFault
 from khola.native.lib import KhBatch, KhLayerCache, KhOp, KhProgram, KhRope, KhVector, KhWeight, library
 from khola.native.pack import Packed
 from khola.ops.native_recording import Instruction, Recording, with_few_slots
-from khola.ops.native_scores import Arrays, Handle, NativeScores
+from khola.ops.native_scores import Arrays, Firsts, Handle, NativeScores
 from khola.ops.native_weights import Joined, NativeWeights, joined, matrices_of
 from khola.ops.vocabulary import CacheSpec, Rope, Routing, Step, Weight
 
@@ -128,7 +128,8 @@ class NativeProgram:
         best = np.array(best_R, np.int32)
         rough = {"margins": arrays.margins, "inputs": arrays.inputs, "best": best.ctypes.data} if all(best_R) else {}
         result = self._run(ids_T, step, logits=arrays.logits, block_max=arrays.maxima, **rough)
-        return NativeScores(self._model, arrays, result == ROUGH, range(len(best_R)))
+        firsts = None if result == ROUGH else Firsts(arrays, len(best_R))
+        return NativeScores(self._model, arrays, result == ROUGH, range(len(best_R)), firsts)
 
     def _room(self, rows: int) -> Arrays:
         """Memory for the scores of one step: that of an earlier step whose scores nobody looks at any more, for fresh memory is slow."""

@@ -14,7 +14,7 @@ from khola.engine.request import Sampling
 from khola.engine.sampler import Chooser
 from khola.errors import NonFinite
 from khola.native.pack import Packed, pack
-from khola.ops.native_scores import Arrays, Handle, NativeRow, NativeScores
+from khola.ops.native_scores import Arrays, Firsts, Handle, NativeRow, NativeScores
 from khola.ops.scores import Changes
 from tests.native.made_blocks import made
 from tests.native.rig import Raw, Rig, rounded, splits
@@ -233,3 +233,23 @@ def test_memory_of_scores_is_free_when_nobody_sees_it() -> None:
     assert len(rooms) == 1
     held = [NativeRow(NativeScores(Handle(0), program._room(2), False, range(2)), 0) for _ in range(3)]
     assert len({row.scores.arrays.logits for row in held}) == 3
+
+
+@pytest.mark.parametrize(("width", "num_tokens"), [(96, 96), (96, 70), (70, 70), (33, 32), (20, 20), (64, 3)])
+def test_the_first_of_all_rows_is_found_at_once(width: int, num_tokens: int) -> None:
+    """Equal logits by id, ids behind the last token left out, and rows that are no numbers told from the others."""
+    random = np.random.default_rng(width + num_tokens)
+    arrays = Arrays(40, width, 8)
+    logits = arrays.logits_RV[:30]
+    logits[:] = np.round(random.standard_normal((30, width)) * 2)
+    logits[3, num_tokens - 1], logits[4, 0], logits[5, num_tokens // 2] = np.nan, np.inf, -np.inf
+    blocks = np.pad(logits, ((0, 0), (0, -width % 32)), constant_values=-1e9).reshape(30, -1, 32)
+    arrays.maxima_RB[:30] = np.where(np.isfinite(blocks).all(axis=2), blocks.max(axis=2), np.nan)
+    scores = NativeScores(Handle(0), arrays, False, range(30), Firsts(arrays, 30))
+    for place in random.permutation(30):
+        found = scores[place : place + 1].row(0).best(1, num_tokens, Changes({}))
+        if place in (3, 4, 5):
+            assert found is None
+            continue
+        assert found is not None and found[0].tolist() == sorted_best(logits[place, :num_tokens], 1)
+        assert found[1][0] == logits[place, :num_tokens].max()
