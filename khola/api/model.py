@@ -55,6 +55,7 @@ def load(
     cache_tokens: int | None = None,
     cache: str = "auto",
     stream: bool = False,
+    second_token: bool = False,
     trust_template: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
@@ -70,18 +71,29 @@ def load(
         cache_tokens: tokens that the cache holds, earlier turns and other requests included; by default `context`, or 8,192.
         cache: how the cache keeps numbers: "int8" takes half the memory of "bf16"; see `khola.loader.load_model`.
         stream: weights that do not fit into memory are read from the disk as they are needed; native only.
+        second_token: also guess with the layer that DeepSeek-V3 and R1 have for it; see `Sampling.speculate`.
         trust_template: run the chat template that came with the files, in a bounded process, where khola knows no format of its own.
         device, dtype, tell: see `khola.loader.load_model`.
     Raises:
         UnknownModel, NotPulled: the name leads to no files here.
-        UnknownOption: the interpreter, or its cache in such numbers, is not to be had.
+        UnknownOption: the interpreter, its cache in such numbers, or a layer that guesses is not to be had.
         BadFiles: the files are damaged, or not those of an architecture that khola knows.
         NoMemory: weights or cache do not fit.
         NoDisk: weights have to stream, and there is no room for them in packed form.
         ContextOverflow: the context is longer than what the model was trained for or the cache holds.
     """
     settings = settings or from_environment()
-    loaded = load_model(name, settings=settings, interpreter=interpreter, device=device, dtype=dtype, cache=cache, stream=stream, tell=tell)
+    loaded = load_model(
+        name,
+        settings=settings,
+        interpreter=interpreter,
+        device=device,
+        dtype=dtype,
+        cache=cache,
+        stream=stream,
+        second_token=second_token,
+        tell=tell,
+    )
     available_bytes = int(usable_memory()[1] * SHARE_OF_MEMORY)
     return Model(loaded, context=context, cache_tokens=cache_tokens, trust_template=trust_template, available_bytes=available_bytes)
 

@@ -42,6 +42,7 @@ def complete(
     interpreter: o.Interpreter = "auto",
     cache: o.Cache = "auto",
     stream: o.Stream = False,
+    second_token: o.SecondToken = False,
     stats: o.Stats = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -67,7 +68,8 @@ def complete(
         raise AskedWrong("--logprobs needs --json")
     if not start:
         raise AskedWrong("there is no text to continue", hint='khola complete {model} "The text", or pipe it in', model=model)
-    with ready_model(model, talk, yes=yes, context=context, interpreter=interpreter, cache=cache, stream=stream) as (ready, load_s):
+    options = {"context": context, "interpreter": interpreter, "cache": cache, "stream": stream, "second_token": second_token}
+    with ready_model(model, talk, yes=yes, **options) as (ready, load_s):
         sampling = o.sampling_from(ready.loaded.sampling, command.params)
         form = o.form_from(command.params)
         if json:

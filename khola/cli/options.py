@@ -88,6 +88,9 @@ Cache = Annotated[
     typer.Option("--cache", help="Numbers of the cache; int8 takes half the memory of bf16, which is what auto is for native."),
 ]
 Stream = Annotated[bool, typer.Option("--stream", help="Weights that do not fit into memory are read from the disk as they are needed.")]
+SecondToken = Annotated[
+    bool, typer.Option("--second-token", help="Load the layer that guesses the token after the next one, where the model has it.")
+]
 TrustTemplate = Annotated[bool, typer.Option("--trust-template", help="Run the chat template inside the model's files, in a sandbox.")]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")]
 Thinking = Annotated[Literal["on", "off"] | None, typer.Option("--thinking", help="Whether the model thinks before it answers.")]

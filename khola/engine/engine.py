@@ -30,7 +30,7 @@ from khola.engine.request import Event, Request
 from khola.engine.runner import ModelRunner, Part, Runner
 from khola.engine.sampler import Chooser
 from khola.engine.scheduler import Limits, Scheduler, Sequence
-from khola.engine.speculate import Pace, shares
+from khola.engine.speculate import Pace, pays, shares
 from khola.engine.states import States, slots_for
 from khola.engine.stats import Stats
 from khola.engine.stream import EventStream
@@ -110,7 +110,7 @@ class Engine:
         self._by_sequence: dict[Sequence, Job] = {}
         self._events: list[Event] = []
         self._counts = dict.fromkeys(COUNTS, 0)
-        self._pace = Pace()
+        self._pace, self._layer_pace = Pace(), Pace()
         self._step_s = 0.0
         self._pages, self._scheduler = self._new_books()
 
@@ -224,7 +224,9 @@ class Engine:
             room if sampling.max_tokens is None else min(room, sampling.max_tokens),
         )
         seed = self._draw_seed() if sampling.seed is None else sampling.seed
-        sequence = Sequence(list(request.prompt), prefix.root(request.tenant), request.embedding or request.prompt_logprobs)
+        further = self.loaded.second_token and sampling.speculate is not False and not request.embedding and sampling.max_tokens != 0
+        sequence = Sequence(list(request.prompt), prefix.root(request.tenant, further), request.embedding or request.prompt_logprobs)
+        sequence.further = further
         if self.loaded.ops.tells_answers:
             sequence.prompt_answers = _marked(request)
         chooser = Chooser(sampling, seed, request.prompt, self._num_tokens)
@@ -278,9 +280,10 @@ class Engine:
                 with self._bookkeeping():
                     for job, part, rows in computed:
                         self._read(job, part, rows)
+                layer_s = self._look_further(computed, decodes)
                 seconds = self._clock() - began
                 if decodes:
-                    self._pace.note(sum(len(part.ids) for _, part in parts), seconds)
+                    self._pace.note(sum(len(part.ids) for _, part in parts), seconds - layer_s)
                 self._counts["steps"] += 1
                 self._step_s += seconds
         finally:
@@ -305,6 +308,10 @@ class Engine:
             return
         jobs = [job for sequence in self._scheduler.running if (job := self._by_sequence[sequence]).decodes]
         drafts = [job.draft() for job in jobs]
+        free = [(job, draft) for job, draft in zip(jobs, drafts, strict=True) if job.sequence.further and draft and not draft.forced]
+        if free and not pays([draft for _, draft in free], len(jobs), self._pace, self._layer_pace):
+            for job, _ in free:
+                self._scheduler.go_plain(job.sequence)
         if any(drafts):
             for job, draft, count in zip(jobs, drafts, shares(drafts, self._pace, self.limits.guess_rows), strict=True):
                 job.sequence.drafts = draft.tokens[:count] if draft else []
@@ -317,6 +324,28 @@ class Engine:
         tokens = [member for member in parts if not member[0].request.embedding]
         embeddings = [member for member in parts if member[0].request.embedding]
         return _isolated(runner.scores, tokens) + _isolated(runner.hidden, embeddings)
+
+    def _look_further(self, computed: Computed, decodes: bool) -> float:
+        """Let the layer that guesses read what was computed; whoever it fails for goes on without it. Gives the seconds that it took."""
+        members = [
+            (job, job.further(part)) for job, part, _ in computed if job.sequence.further and self._by_sequence.get(job.sequence) is job
+        ]
+        runner = self._runner
+        if not members or runner is None:
+            return 0.0
+        began, without = self._clock(), {job for job, _ in members}
+        try:
+            for job, _, rows in _isolated(runner.further, members):
+                if not isinstance(rows, KholaError):
+                    job.expect(rows)
+                    without.remove(job)
+        finally:
+            for job in without:
+                self._scheduler.go_plain(job.sequence, spoiled=True)
+        seconds = self._clock() - began
+        if decodes:
+            self._layer_pace.note(len(members), seconds)
+        return seconds
 
     def _read(self, job: Job, part: Part, rows: Numbers | KholaError) -> None:
         """Take in what was computed for one request; its error ends it alone."""
@@ -331,6 +360,8 @@ class Engine:
             return
         made = job.answer_tokens - had
         accepted = max(0, made - 1)
+        # The layer that guesses does not read the last rows of a request: pages that end with them are nobody's.
+        job.sequence.private |= job.ended and job.sequence.further
         self._scheduler.computed(job.sequence, len(part.ids) - part.drafts + accepted)
         self._counts["computed_tokens"] += len(part.ids)
         self._counts["answer_tokens"] += made

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from khola.engine.constraint import Constraint
 from khola.engine.output import Output
 from khola.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, Usage
-from khola.engine.runner import Part
+from khola.engine.runner import Kept, Part
 from khola.engine.sampler import Chooser, log_normaliser, require_finite
 from khola.engine.scheduler import Sequence
 from khola.engine.speculate import Draft, Speculator
@@ -49,6 +49,7 @@ class Job:
         self.sequence = sequence
         self.outbox = outbox
         self.ended = False
+        self._expected: int | None = None
         self._chooser = chooser
         self._output = output
         self._speculator = Speculator(sequence.tokens, request.sampling.speculate)
@@ -81,7 +82,7 @@ class Job:
         """A guess at what comes after the newest token, never beyond the longest answer; None without one."""
         most = self._output.left - 1
         forced = [] if self._constraint is None else self._constraint.forced()
-        return self._speculator.given(forced, most) if forced else self._speculator.draft(most)
+        return self._speculator.given(forced, most) if forced else self._speculator.draft(most, self._expected)
 
     def part(self, rows: int, now: float) -> Part:
         """The next tokens to compute."""
@@ -95,7 +96,20 @@ class Job:
         answers = sequence.answers(sequence.known, sequence.known + rows)
         best = self._chooser.num_best if self._constraint is None and not sequence.every_row else 0
         states = (sequence.held.now, sequence.held.next) if sequence.held.next >= 0 else None
-        return Part(ids + sequence.drafts[:drafts], sequence.known, sequence.pages, wanted, drafts, answers, draws, best, states)
+        kept = Kept() if sequence.further else None
+        return Part(ids + sequence.drafts[:drafts], sequence.known, sequence.pages, wanted, drafts, answers, draws, best, states, kept)
+
+    def further(self, part: Part) -> Part:
+        """What a layer that guesses computes of a part that was taken in: its right rows, each with the token behind it."""
+        sequence = self.sequence
+        ids = sequence.tokens[part.first + 1 : sequence.known + 1]
+        wanted = range(len(ids) - 1 if self.decodes else len(ids), len(ids))
+        answers = sequence.answers(part.first + 1, sequence.known + 1)
+        return Part(ids, part.first, sequence.pages, wanted, 0, answers, len(wanted), 1, None, part.kept)
+
+    def expect(self, rows: NDArray[np.float32] | Scores) -> None:
+        """Take in the logits of the token after the next one, if there are any: what is likeliest is the next guess."""
+        self._expected = self._chooser.expected(row_of(rows, 0)) if len(rows) else None
 
     def read(self, part: Part, rows: NDArray[np.float32] | Scores, now: float) -> list[Event]:
         """Take in the numbers of a computed part: scores, hidden states, and the next token once the whole sequence is known.
@@ -107,6 +121,7 @@ class Job:
         Raises:
             NonFinite: a number is NaN or infinite.
         """
+        self._expected = None
         if self.request.embedding:
             self._pool(part, whole(rows))
         elif self.sequence.every_row:

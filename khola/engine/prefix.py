@@ -19,13 +19,16 @@ ANSWER = 1 << 31
 """Added to the id of a token of an answer where those are told from tokens of prompts: ids are smaller."""
 
 
-def root(salt: str = "") -> bytes:
+def root(salt: str = "", further: bool = False) -> bytes:
     """Where the chain of a tenant starts.
 
     Args:
         salt: what keeps sequences apart: tenant, adapter. Equal salts share pages.
+        further: whether pages also hold what the layer for second tokens keeps.
     """
-    return blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES, person=b"khola root").digest()
+    return blake2b(
+        salt.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES, person=b"khola root 2" if further else b"khola root"
+    ).digest()
 
 
 def named(tokens: Sequence[int], answers: bytes) -> tuple[int, ...]:

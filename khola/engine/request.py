@@ -52,7 +52,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
     """Alternatives to report with every token; None reports no log-probabilities."""
     speculate: bool | None = None
-    """Guess tokens from earlier text and check many in one step: never, always, or (None) when that is quicker. The tokens are the same."""
+    """Guess tokens and check many in one step: never, always, or (None) when that is quicker. The tokens are the same. Guesses come from
+    earlier text, and from a layer that was made for it where the model was loaded with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

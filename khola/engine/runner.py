@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from khola.errors import OurFault
 from khola.ops.native_program import NativeProgram
 from khola.ops.scores import Scores
 from khola.ops.vocabulary import PAGE_TOKENS, Forward, Program, Step
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 512
 """Rows of a step when nobody says how many there may be."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """Hidden states of the rows of a part, from the forward pass to the one that guesses further tokens."""
+
+    rows_TD: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,8 @@ class Part:
     """So many of the best logits of a row are all that is needed of it; 0: others are needed too."""
     states: tuple[int, int] | None = None
     """Slots that its sequence's state is read from (-1: it starts) and written to; None where the model keeps none."""
+    kept: Kept | None = None
+    """Where its hidden states are left, or found; None: nobody wants them."""
 
     @property
     def length(self) -> int:
@@ -57,7 +67,7 @@ class Part:
         ids = self.ids[: len(self.ids) - self.drafts]
         wanted = range(self.wanted.start, len(ids))
         draws = max(0, self.draws - self.drafts)
-        return Part(ids, self.first, self.pages, wanted, 0, self.answers[: len(ids)], draws, self.best, self.states)
+        return Part(ids, self.first, self.pages, wanted, 0, self.answers[: len(ids)], draws, self.best, self.states, self.kept)
 
 
 class Runner(Protocol):
@@ -72,13 +82,17 @@ class Runner(Protocol):
     def hidden(self, parts: Sequence[Part]) -> list[NDArray[np.float32]]:
         """Normed hidden states of the wanted rows of every part, [r, D] each."""
 
+    def further(self, parts: Sequence[Part]) -> Sequence[NDArray[np.float32] | Scores]:
+        """Logits of the tokens after the next ones, of the wanted rows of every part, from what was kept of them; ids are the next ones."""
 
-def pack(parts: Sequence[Part], cache: Any) -> tuple[NDArray[np.int32], Step]:
+
+def pack(parts: Sequence[Part], cache: Any, kept_TD: NDArray[np.float32] | None = None) -> tuple[NDArray[np.int32], Step]:
     """The ids of a step, [T], and everything else that a forward pass must know.
 
     Args:
         parts: of different sequences.
         cache: the interpreter's planes.
+        kept_TD: hidden states of the rows, or room for them.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -104,7 +118,7 @@ def pack(parts: Sequence[Part], cache: Any) -> tuple[NDArray[np.int32], Step]:
     kinds = np.frombuffer(answers, np.bool_), np.frombuffer(drawn, np.bool_)
     slots = [part.states for part in parts if part.states is not None]
     states_S2 = np.array(slots, np.int32) if slots else None
-    return ids_T, Step(positions_T, starts_S1, lengths_S, rows_R, pages_SP, cache, *kinds, states_S2)
+    return ids_T, Step(positions_T, starts_S1, lengths_S, rows_R, pages_SP, cache, *kinds, states_S2, kept_TD)
 
 
 class ModelRunner:
@@ -126,6 +140,7 @@ class ModelRunner:
         self._limits = (max_context or num_pages * PAGE_TOKENS, max_rows)
         self._logits = self._compiled(loaded.logits)
         self._hidden: Program | None = None
+        self._further = self._compiled(loaded.further) if loaded.second_token else None
 
     def logits(self, parts: Sequence[Part]) -> list[NDArray[np.float32]]:
         """Logits of the wanted rows of every part, [r, V] each."""
@@ -136,11 +151,28 @@ class ModelRunner:
 
         Where all parts want no more than the best, the others may be approximations.
         """
-        if isinstance(self._logits, NativeProgram):
-            found = self._logits.scores(*pack(parts, self._cache), [part.best for part in parts for _ in part.wanted])
-            if found is not None:
-                return [found[end - len(part.wanted) : end] for part, end in _ends(parts)]
-        return self.logits(parts)
+        kept_TD = None
+        if any(part.kept for part in parts):
+            kept_TD = np.empty((sum(len(part.ids) for part in parts), self._loaded.config.hidden_size), np.float32)
+        found = self._scores(self._logits, parts, kept_TD)
+        first = 0
+        for part in parts:
+            if kept_TD is not None and part.kept is not None:
+                part.kept.rows_TD = kept_TD[first : first + len(part.ids)]
+            first += len(part.ids)
+        return found
+
+    def further(self, parts: Sequence[Part]) -> Sequence[NDArray[np.float32] | Scores]:
+        """Logits of the tokens after the next ones; the model must have the layer for it.
+
+        Raises:
+            OurFault: it has none, or nothing was kept of the rows.
+        """
+        kept = [part.kept.rows_TD for part in parts if part.kept is not None and part.kept.rows_TD is not None]
+        if self._further is None or len(kept) < len(parts):
+            raise OurFault("hidden states of {found} of {expected} parts were kept", found=len(kept), expected=len(parts))
+        kept_TD = np.concatenate([rows_TD[: len(part.ids)] for part, rows_TD in zip(parts, kept, strict=True)])
+        return self._scores(self._further, parts, kept_TD)
 
     def hidden(self, parts: Sequence[Part]) -> list[NDArray[np.float32]]:
         """Normed hidden states of the wanted rows of every part, [r, D] each."""
@@ -151,11 +183,21 @@ class ModelRunner:
     def _compiled(self, forward: Forward) -> Program:
         return self._loaded.ops.compile(forward, self._loaded.cache, *self._limits)
 
-    def _run(self, program: Program, parts: Sequence[Part]) -> list[NDArray[np.float32]]:
+    def _scores(
+        self, program: Program, parts: Sequence[Part], kept_TD: NDArray[np.float32] | None
+    ) -> Sequence[NDArray[np.float32] | Scores]:
+        """The rows of each part, in a form in which the best are found sooner, if there is one."""
+        if isinstance(program, NativeProgram):
+            found = program.scores(*pack(parts, self._cache, kept_TD), [part.best for part in parts for _ in part.wanted])
+            if found is not None:
+                return [found[end - len(part.wanted) : end] for part, end in _ends(parts)]
+        return self._run(program, parts, kept_TD)
+
+    def _run(self, program: Program, parts: Sequence[Part], kept_TD: NDArray[np.float32] | None = None) -> list[NDArray[np.float32]]:
         """The rows of each part."""
         # Whoever reads the rows refuses numbers that are not finite; a warning in the middle of an answer helps nobody.
         with np.errstate(all="ignore"):
-            rows = program(*pack(parts, self._cache))
+            rows = program(*pack(parts, self._cache, kept_TD))
         return [rows[end - len(part.wanted) : end] for part, end in _ends(parts)]
 
 

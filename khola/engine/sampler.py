@@ -125,6 +125,13 @@ class Chooser:
             return bool(np.isfinite(logits_V[: self.num_tokens]).all())
         return logits_V.best(1, self.num_tokens, self._changes) is not None
 
+    def expected(self, logits_V: Logits | Row) -> int | None:
+        """The likeliest token after bias and penalties; None where a logit is NaN or infinite."""
+        if isinstance(logits_V, np.ndarray):
+            return int(self._changes.applied(logits_V[: self.num_tokens]).argmax()) if self.can_choose(logits_V) else None
+        found = logits_V.best(1, self.num_tokens, self._changes)
+        return None if found is None else int(found[0][0])
+
     def choose(self, logits_V: Logits | Row, position: int, constraint: Constraint | None = None) -> TokenInfo:
         """The next token.
 

@@ -82,6 +82,10 @@ class Sequence:
     """Guesses at what comes after its tokens, for the next step. Their keys and values lie behind `known`: nobody reads or shares them."""
     held: Held = field(default_factory=Held)
     """Slots of its state, where the model keeps one."""
+    further: bool = False
+    """A layer guesses its tokens, and keeps something in its pages: of every token once the next one is known."""
+    private: bool = False
+    """Pages that it fills from now on are found by nobody."""
     boundary: int = 0
     """Tokens behind which its state is worth a snapshot: the last full page of what it was admitted with."""
 
@@ -171,6 +175,12 @@ class Scheduler:
         self._leave(sequence)
         self._free(sequence, spoiled=True)
 
+    def go_plain(self, sequence: Sequence, spoiled: bool = False) -> None:
+        """Let a sequence go on without the layer that guesses. Nobody finds its further pages; if `spoiled`, nor those before."""
+        sequence.further, sequence.private = False, True
+        for page in sequence.pages if spoiled else ():
+            self.pages.spoil(page)
+
     def plan(self) -> dict[Sequence, int]:
         """How many tokens each sequence computes in the next step; admits and preempts on the way."""
         plan = {s: 1 for s in self._decoding() if self._grow(s)}
@@ -207,7 +217,7 @@ class Scheduler:
         sequence.known += rows
         after = sequence.known // PAGE_TOKENS
         sequence.name_pages(after)
-        for page, digest in islice(zip(sequence.pages, sequence.digests, strict=False), before, after):
+        for page, digest in islice(zip(sequence.pages, sequence.digests, strict=False), before, before if sequence.private else after):
             self.pages.seal(page, digest)
         self._keep_state(sequence)
         sequence.drafts = []
@@ -311,7 +321,8 @@ class Scheduler:
     def _known_pages(self, sequence: Sequence) -> list[int]:
         """Pages that hold the start of a sequence already; its last token is always computed, because its logits are wanted.
 
-        Where the model keeps states, the pages end where a snapshot was taken: the rest is computed again.
+        Where the model keeps states, the pages end where a snapshot was taken: the rest is computed again. Where a layer guesses, what it
+        keeps of a page's last token depends on the next one, which only a further page makes sure of: the last page is computed again.
         """
         if sequence.every_row:
             return []
@@ -325,7 +336,7 @@ class Scheduler:
             pages.append(page)
         while self.states is not None and pages and not self.states.knows(sequence.digests[len(pages) - 1]):
             pages.pop()
-        return pages
+        return pages[:-1] if sequence.further else pages
 
     def _reuse(self, sequence: Sequence) -> None:
         """Swap own pages that are still to be computed for pages that others have computed since it was admitted."""
@@ -352,7 +363,7 @@ class Scheduler:
         tail = None
         if self.states is not None:
             self.states.leave(sequence.held)
-        elif rest and not spoiled:
+        elif rest and not spoiled and not sequence.further and not sequence.private:
             parent = sequence.digests[full - 1] if full else sequence.root
             tail = Tail(parent, sequence.named(full * PAGE_TOKENS, sequence.known))
         for index, page in reversed(list(enumerate(sequence.pages))):

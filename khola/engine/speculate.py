@@ -1,13 +1,14 @@
 """Guesses at what comes next, from what the text has said before: several tokens out of one step, and no second model.
 
-A draft is what followed when the newest tokens stood together last time. One step computes the newest token and the draft behind it, and
+A draft is what followed when the newest tokens stood together last time, or the token that a layer behind the model's last one expects,
+where it has such a layer (`khola.nn.second_token`). One step computes the newest token and the draft behind it, and
 the sampler then draws row by row as it would have drawn anyway, with the random number of each position, for as long as it draws what was
 guessed. So an answer is the same token for token with and without drafts, at any temperature; a bad guess costs time and nothing else.
 
 Shapes   N everybody who decodes, D depth of a token in its draft.
 
 Whether a draft pays is a question of time: `Pace` knows how long steps of so many rows take here, `Speculator` how often the guesses of a
-request were right, and `shares` weighs one against the other.
+request were right, and `shares` weighs one against the other; `pays` does so for the time of a layer itself.
 
 Sources  drafts copied from earlier text: arXiv:2304.04487 section 3; tokens expected of a draft: arXiv:2211.17192 section 3.1.
 """
@@ -32,8 +33,10 @@ AT_ONCE = 2048
 
 FORGET, RECOVER = 0.8, 0.98
 """What a verdict, and a step without one, leave of the verdicts before."""
-PRIOR = {4: 0.6, 3: 0.45, 2: 0.3}
-"""How often a guess is right before anything is known, by the length of the run it came from."""
+EXPECTED = 1
+"""Stands for the length of a run where a layer made the guess from the newest token."""
+PRIOR = {4: 0.6, 3: 0.45, 2: 0.3, EXPECTED: 0.85}
+"""How often a guess is right before anything is known, by the length of its run; for a layer see arXiv:2412.19437 section 5.4.3."""
 PRIOR_WEIGHT = 2.0
 FORCED = 0.9
 """How often a token is right that a grammar forces."""
@@ -120,13 +123,20 @@ class Speculator:
         self._judged = dict.fromkeys(PRIOR, 0.0)
         self._length = 0
 
-    def draft(self, most: int) -> Draft | None:
-        """A guess of at most `most` tokens; None without one."""
+    def draft(self, most: int, expected: int | None = None) -> Draft | None:
+        """A guess of at most `most` tokens; None without one.
+
+        Args:
+            most: longest guess.
+            expected: the next token as a layer expects it; what text repeats must begin with it.
+        """
         most = min(most, DRAFT_TOKENS)
         self._length = 0
         if self._wanted is False or most < 1:
             return None
         tokens, self._length = self._runs.following(most)
+        if expected is not None and tokens[:1] != [expected]:
+            tokens, self._length = [expected], EXPECTED
         return Draft(tokens, self.chance(self._length), self._wanted is True) if tokens else None
 
     def given(self, tokens: list[int], most: int) -> Draft | None:
@@ -193,6 +203,22 @@ class Pace:
     def _age(self, bucket: int) -> int:
         """Steps since one of so many rows."""
         return self._steps - self._taken[bucket]
+
+
+def pays(drafts: Sequence[Draft], rows: int, pace: Pace, layer: Pace) -> bool:
+    """Whether a layer that guesses is worth its time: more tokens a second come with it than without; True until that is known.
+
+    Args:
+        drafts: guesses of those who may do without.
+        rows: of the step without guesses.
+        pace: how long steps take, the layer left out.
+        layer: how long it takes, by how many ask it.
+    """
+    seconds, more = pace.seconds(rows, len(drafts)), layer.seconds(len(drafts), 0)
+    if seconds is None or more is None or not seconds.all():
+        return True
+    right = sum(draft.chance for draft in drafts)
+    return bool((rows + right) / (seconds[-1] + more[0]) >= WORTH * rows / seconds[0])
 
 
 def shares(drafts: Sequence[Draft | None], pace: Pace, most_rows: int) -> list[int]:

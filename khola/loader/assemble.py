@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from khola.errors import MissingTensor, UnexpectedTensor, WrongShape
+from khola.nn import second_token
 from khola.nn.specs import Architecture
 from khola.ops.rows import Rows
 from khola.ops.stack import Stack
@@ -45,6 +46,7 @@ def assemble(
     *,
     file: str = "model",
     tell: Tell | None = None,
+    further: bool = False,
 ) -> Tree:
     """All weights of a model in one interpreter.
 
@@ -55,19 +57,20 @@ def assemble(
         ops: keeps each weight in the form it computes with.
         file: named in errors.
         tell: hears about a tied model that ships another output table all the same, and about layers that are left out.
+        further: also take the layer that guesses the token after the next one.
     Raises:
         MissingTensor: the architecture needs one that is not there.
         UnexpectedTensor: one is there that the architecture does not know.
         WrongShape: a tensor has another shape than the configuration says.
     """
-    wanted = architecture.tensors(config)
+    wanted = second_token.tensors(architecture, config) if further else architecture.tensors(config)
     found = {name: tensor for name, tensor in stored.items() if not BUFFERS.search(name)}
     _leave_further(wanted, found, file, tell)
     _leave_tied_head(wanted, found, file, tell)
     _leave_second_token(wanted, found, config.spare, file, tell)
     _check_names(wanted, found, file)
     _check_shapes(wanted, found, file)
-    found |= _moved(architecture, config, found)
+    found |= _moved(architecture, second_token.with_layer(config) if further else config, found)
     biases = {weight: bias for bias in wanted if (weight := _biased(bias)) in wanted}
     inside = set(biases.values())
     return tree_of(

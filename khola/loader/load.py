@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from khola.cards.card import Card
 from khola.chat.formats import format_named, format_of_template
-from khola.errors import BadConfig, BadTokenizer, KholaError, NoKernel
+from khola.errors import BadConfig, BadTokenizer, KholaError, NoKernel, UnknownOption
 from khola.loader.assemble import assemble
 from khola.loader.beside import Beside
 from khola.loader.find import Located, find
@@ -24,7 +24,7 @@ from khola.loader.memory import Room
 from khola.loader.shells import text_part
 from khola.loader.whole_ups import with_whole_ups
 from khola.models import architecture as architecture_named
-from khola.nn import decoder
+from khola.nn import decoder, second_token
 from khola.nn.specs import Architecture, parse_config
 from khola.ops.vocabulary import Forward, Interpreter, Stored
 from khola.settings import Settings
@@ -69,6 +69,7 @@ def load_model(
     dtype: str = "float32",
     cache: str = "auto",
     stream: bool = False,
+    second_token: bool = False,
     available_bytes: int | None = None,
     tell: Tell | None = None,
 ) -> Loaded:
@@ -82,11 +83,12 @@ def load_model(
         dtype: numbers to compute with; numpy takes "float32" or "float64", torch also "bfloat16".
         cache: how the cache keeps numbers: "auto" is the interpreter's own way; the native one has "bf16", which is its own, and "int8".
         stream: weights that do not fit into memory may stay on the disk and are read as they are needed; native only.
+        second_token: also load the layer that guesses the token after the next one; requests may guess with it.
         available_bytes: memory that weights may take; None: what is free now.
         tell: hears about what was ignored or found superfluous, and why the interpreter is not the native one.
     Raises:
         UnknownModel, NotPulled: the name leads to no files here.
-        UnknownOption: the interpreter, or its cache in such numbers, is not to be had.
+        UnknownOption: the interpreter, its cache in such numbers, or a layer that guesses is not to be had.
         BadFiles: the files are damaged, or not those of an architecture that khola knows.
         NoMemory: the weights do not fit, and may not stream.
         NoDisk: they would have to stream, and there is no room for them in packed form.
@@ -104,12 +106,12 @@ def load_model(
         available_bytes=available_bytes,
     )
     try:
-        return _ready(located, parts, ops, settings, room, said)
+        return _ready(located, parts, ops, settings, room, said, second_token)
     except NoKernel as wrong:
         if interpreter != "auto" or ops.name != "native":
             raise
         said("numpy runs the model, several times slower than native would: {reason}", reason=str(wrong))
-        return _ready(located, parts, interpreter_named("numpy", settings, cache=cache), settings, room, said)
+        return _ready(located, parts, interpreter_named("numpy", settings, cache=cache), settings, room, said, second_token)
     finally:
         parts.close()
 
@@ -129,25 +131,27 @@ def tokenizer_of(path: Path) -> Tokenizer:
         parts.close()
 
 
-def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings, room: Room, tell: Tell) -> Loaded:
+def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings, room: Room, tell: Tell, further: bool) -> Loaded:
     """A model whose weights are in the interpreter's last form, so that its files may be closed."""
     file = located.path.name
     architecture = _architecture(located, parts.config, parts.config_file)
     config = parse_config(architecture, parts.config, parts.config_file)
+    if further and not config.further_layers:
+        raise UnknownOption(
+            "{name} has no layer that guesses a second token in a form that khola knows",
+            hint="leave second_token out: the answers are the same",
+            name=located.name,
+        )
     if ops.name != "native":
         room.require_whole(parts.stored)
-    weights = assemble(architecture, config, parts.stored, ops, file=file, tell=tell)
-    _settle(
-        ops,
-        (
-            lambda ids_T, step, ops: decoder.logits(ids_T, architecture, weights, config, step, ops),
-            lambda ids_T, step, ops: decoder.hidden(ids_T, architecture, weights, config, step, ops),
-        ),
-        parts,
-        settings,
-        room,
-        tell,
-    )
+    weights = assemble(architecture, config, parts.stored, ops, file=file, tell=tell, further=further)
+    passes: list[Forward] = [
+        lambda ids_T, step, ops: decoder.logits(ids_T, architecture, weights, config, step, ops),
+        lambda ids_T, step, ops: decoder.hidden(ids_T, architecture, weights, config, step, ops),
+    ]
+    if further:
+        passes.append(lambda ids_T, step, ops: second_token.logits(ids_T, architecture, weights, config, step, ops))
+    _settle(ops, passes, parts, settings, room, tell)
     tokenizer = _tokenizer(parts, config.vocab_size, file)
     card = located.card
     chat_format = (card.chat if card else "") or (format_of_template(parts.template) if parts.template else "") or ""
@@ -158,7 +162,7 @@ def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings,
         config=config,
         weights=weights,
         ops=ops,
-        cache=architecture.cache(config),
+        cache=architecture.cache(second_token.with_layer(config) if further else config),
         tokenizer=tokenizer,
         context_tokens=(card.context if card and card.context else 0) or config.max_position_embeddings,
         vocab_tokens=config.vocab_size,
@@ -168,6 +172,7 @@ def _ready(located: Located, parts: Parts, ops: Interpreter, settings: Settings,
         weight_bytes=sum(ops.weight_bytes(weight) for weight in weights.leaves()),
         sampling=dict(card.sampling) if card else {},
         files=parts.files,
+        second_token=further,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from khola.nn import decoder
+from khola.nn import decoder, second_token
 
 if TYPE_CHECKING:
     from khola.cards.card import Card
@@ -42,11 +42,17 @@ class Loaded:
     sampling: dict[str, float | int] = field(default_factory=dict)
     """What the lab recommends."""
     files: tuple[str, ...] = ()
+    second_token: bool = False
+    """Whether the layer that guesses the token after the next one was loaded, and has a plane of the cache."""
 
     def logits(self, ids_T: Value, step: Step, ops: Ops) -> Value:
         """Logits of the wanted rows, [R, V]; a forward pass for `Interpreter.compile`."""
-        return decoder.logits(ids_T, self.architecture, self.weights, self.config, step, ops)
+        return decoder.logits(ids_T, self.architecture, self.weights, self.config, step, ops, keep=self.second_token)
 
     def hidden(self, ids_T: Value, step: Step, ops: Ops) -> Value:
         """Normed hidden states of the wanted rows, [R, D]; a forward pass for `Interpreter.compile`."""
         return decoder.hidden(ids_T, self.architecture, self.weights, self.config, step, ops)
+
+    def further(self, ids_T: Value, step: Step, ops: Ops) -> Value:
+        """Logits of the tokens after the next ones, [R, V]: ids are those behind the rows; a forward pass for `Interpreter.compile`."""
+        return second_token.logits(ids_T, self.architecture, self.weights, self.config, step, ops)

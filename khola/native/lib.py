@@ -11,7 +11,7 @@ from pathlib import Path
 from khola.errors import NoKernel, OurFault
 from khola.native.build import library_name
 
-ABI = 6
+ABI = 7
 """`KH_ABI` of the header that the structures below repeat."""
 
 
@@ -136,6 +136,7 @@ class KhBatch(ctypes.Structure):
         ("inputs", c_void_p),
         ("best", c_void_p),
         ("states", c_void_p),
+        ("kept", c_void_p),
     )
 
 

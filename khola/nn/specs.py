@@ -71,6 +71,11 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """How names of tensors begin that the checkpoint may hold and the forward pass does not read."""
         return ()
 
+    @property
+    def further_layers(self) -> int:
+        """Layers behind the last one that guess further tokens, in the form that `khola.nn.second_token` knows."""
+        return 0
+
 
 class Architecture(Protocol):
     """A module of `khola.models.text`."""

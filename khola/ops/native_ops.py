@@ -313,6 +313,18 @@ class NativeOps:
         """The rows whose logits are wanted."""
         return self.emit("rows", (x_TD,), x_TD.width, wanted=True)
 
+    def join(self, x_TN: Slot, y_TD: Slot) -> Slot:
+        """The columns of both side by side."""
+        return self.emit("join", (x_TN, y_TD), x_TN.width + y_TD.width)
+
+    def keep(self, x_TD: Slot, step: Step) -> None:
+        """Leave hidden states in the step; nothing reads the slot that this writes."""
+        self.emit("keep", (x_TD,), 1)
+
+    def kept(self, width: int, step: Step) -> Slot:
+        """What was left there."""
+        return self.emit("kept", (), width, wanted=False)
+
 
 _EMPTY: NDArray[np.int32] = np.zeros(0, np.int32)
 _SYMBOLIC = Step(_EMPTY, _EMPTY, _EMPTY, _EMPTY)

@@ -52,6 +52,7 @@ OPCODES = (
     }
     | {"head_linear": 40, "attend_latent": 41}
     | {name: code for code, name in enumerate(STATES, start=50)}
+    | {"keep": 60, "kept": 61, "join": 62}
 )
 """`kh_opcode`."""
 ADD_IN1, GATED, NORMED, HEAD = 1, 2, 4, 8
@@ -99,6 +100,8 @@ class NativeProgram:
         self._ropes: dict[Rope, int] = {}
         self._kh_ropes: list[KhRope] = []
         ops = [self._op(one) for one in recording.instructions]
+        kept = [one.inputs[0] if one.op == "keep" else one.out for one in recording.instructions if one.op in ("keep", "kept")]
+        self._kept_width = recording.width[kept[0]] if kept else 0
         self._max_rows, self._max_context = max_rows, max_context
         self._model = Handle(self._created(ops, spec, threads))
         library().kh_stream(self._model.address, streams)
@@ -156,6 +159,8 @@ class NativeProgram:
                 arrays[name] = np.ascontiguousarray(mask, np.uint8)
         if step.states_S2 is not None:
             arrays["states"] = np.ascontiguousarray(step.states_S2, np.int32)
+        if step.kept_TD is not None:
+            results["kept"] = self._address_of(step.kept_TD, len(ids_T))
         batch = KhBatch(
             num_rows=len(ids_T),
             num_sequences=len(step.lengths_S),
@@ -168,6 +173,12 @@ class NativeProgram:
         if result < 0:
             raise OurFault("the native library refused a step (code {code})", code=result)
         return result
+
+    def _address_of(self, kept_TD: NDArray[np.float32], rows: int) -> int:
+        """Where the hidden states lie that the program leaves or reads, once their shape is sure: the library looks at as many as that."""
+        if kept_TD.shape != (rows, self._kept_width) or kept_TD.dtype != np.float32 or not kept_TD.flags.c_contiguous:
+            raise OurFault("a step of {rows} rows lacks their hidden states of width {width}", rows=rows, width=self._kept_width)
+        return kept_TD.ctypes.data
 
     def profile(self) -> dict[str, float]:
         """Seconds spent in each operation since the last call."""

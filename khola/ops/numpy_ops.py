@@ -24,7 +24,7 @@ from khola.ops.numpy_attention import mix_values
 from khola.ops.numpy_latent import mix_latents
 from khola.ops.numpy_routing import Routes, choose
 from khola.ops.numpy_states import convolve, scan, unit
-from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, require_slot, turns
+from khola.ops.packed import LastStep, Layout, Span, check_ids, kept_of, layout_of, require_slot, turns
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Program, Rope, Routing, Step, Stored, Weight
 
 Array = NDArray[Any]
@@ -270,6 +270,19 @@ class NumpyOps:
     def rows(self, x_TD: Array, step: Step) -> Array:
         """The rows whose logits are wanted."""
         return x_TD[step.rows_R]
+
+    def join(self, x_TN: Array, y_TD: Array) -> Array:
+        """The columns of both side by side."""
+        return np.concatenate([x_TN, y_TD], axis=-1)
+
+    def keep(self, x_TD: Array, step: Step) -> None:
+        """Leave hidden states in the step."""
+        if step.kept_TD is not None:
+            step.kept_TD[:] = x_TD
+
+    def kept(self, width: int, step: Step) -> Array:
+        """What was left there."""
+        return kept_of(step, width).astype(self.dtype)
 
     def attend_latent(
         self, q_THN: Array, turned_THP: Array, latent_TL: Array, key_TP: Array, up: Weight, step: Step, layer: int, scale: float

@@ -108,6 +108,18 @@ def require_slot(span: Span) -> int:
     return span.write
 
 
+def kept_of(step: Step, width: int) -> NDArray[np.float32]:
+    """The hidden states that a step brings, [T, width].
+
+    Raises:
+        OurFault: it brings none, or others.
+    """
+    kept_TD = step.kept_TD
+    if kept_TD is None or kept_TD.shape != (len(step.positions_T), width):
+        raise OurFault("a step of {rows} rows lacks their hidden states of width {width}", rows=len(step.positions_T), width=width)
+    return kept_TD
+
+
 class LastStep(Generic[T]):
     """What was worked out for the step in hand; forgotten with the step."""
 

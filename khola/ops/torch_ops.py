@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from khola.errors import AskedWrong, NoMemory, OurFault
 from khola.ops.latent import latent_sizes
-from khola.ops.packed import LastStep, Layout, Span, check_ids, layout_of, require_slot, turns
+from khola.ops.packed import LastStep, Layout, Span, check_ids, kept_of, layout_of, require_slot, turns
 from khola.ops.stack import Stack
 from khola.ops.torch_latent import folded_queries, made_of, values_of
 from khola.ops.torch_routing import Routes, choose, mix_experts
@@ -256,6 +256,19 @@ class TorchOps:
     def rows(self, x_TD: Tensor, step: Step) -> Tensor:
         """The rows whose logits are wanted."""
         return x_TD[self._placed(step).rows_R]
+
+    def join(self, x_TN: Tensor, y_TD: Tensor) -> Tensor:
+        """The columns of both side by side."""
+        return torch.cat([x_TN, y_TD], dim=-1)
+
+    def keep(self, x_TD: Tensor, step: Step) -> None:
+        """Leave hidden states in the step."""
+        if step.kept_TD is not None:
+            step.kept_TD[:] = self.to_numpy(x_TD)
+
+    def kept(self, width: int, step: Step) -> Tensor:
+        """What was left there."""
+        return torch.as_tensor(kept_of(step, width), dtype=self.dtype, device=self.device)
 
     def attend_latent(
         self, q_THN: Tensor, turned_THP: Tensor, latent_TL: Tensor, key_TP: Tensor, up: Weight, step: Step, layer: int, scale: float

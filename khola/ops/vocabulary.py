@@ -194,6 +194,8 @@ class Step:
     states_S2: NDArray[np.int32] | None = None
     """The slot that the state of each sequence is read from, and another one that it is written to, so that a step may be repeated. Nothing
     is read, and the slot is -1, where a sequence starts at position 0: its state is zero. None where no layer keeps a state."""
+    kept_TD: NDArray[np.float32] | None = None
+    """Hidden states of the packed rows, which one forward pass leaves (`Ops.keep`) and another reads (`Ops.kept`); None: nobody does."""
 
 
 def whole_sequences(lengths: Sequence[int], rows: Sequence[int] | None = None) -> Step:
@@ -289,6 +291,15 @@ class Ops(Protocol):
 
     def rows(self, x_TD: Value, step: Step) -> Value:
         """The rows whose logits are wanted, [R, D]."""
+
+    def join(self, x_TN: Value, y_TD: Value) -> Value:
+        """The columns of both side by side, [T, N + D]."""
+
+    def keep(self, x_TD: Value, step: Step) -> None:
+        """Leave hidden states in `step.kept_TD`, if there is one."""
+
+    def kept(self, width: int, step: Step) -> Value:
+        """The hidden states in `step.kept_TD`, [T, width]."""
 
     def attend_latent(
         self, q_THN: Value, turned_THP: Value, latent_TL: Value, key_TP: Value, up: Weight, step: Step, layer: int, scale: float

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from khola.models import architecture
+from khola.nn import second_token
 from khola.nn.specs import parse_config
 from khola.settings import Settings
 from khola.store.safetensors import write_safetensors
@@ -44,7 +45,9 @@ def folder_model(folder: Path, **changes: Any) -> Path:
     found = architecture(config["model_type"])
     rng = np.random.default_rng(1)
     tensors = {}
-    for name, shape in found.tensors(parse_config(found, config)).items():
+    parsed = parse_config(found, config)
+    shapes = second_token.tensors(found, parsed) if parsed.further_layers else found.tensors(parsed)
+    for name, shape in shapes.items():
         values = rng.normal(0, (2 if "embed" in name or "head" in name else 1) / shape[-1] ** 0.5, shape)
         tensors[name] = (values if len(shape) > 1 else 1 + values).astype(np.float32)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +48,7 @@ MODELS = {
     "latents": quantised_latents,
     "delta": quantised_delta,
     "lightning": quantised_lightning,
+    "second token": partial(quantised_latents, further=True),
 }
 STATES = ("delta", "lightning")
 THREADS = (1, 1, 1, 1, 2)
@@ -262,6 +263,13 @@ def test_states_in_a_hundred_trials(kind: str) -> None:
 
 @needs_library
 @pytest.mark.slow
+def test_a_layer_that_guesses_in_a_hundred_trials() -> None:
+    happened = sum((trial(seed, isas=available_isas(), kind="second token") for seed in range(5000, 5100)), Counter())
+    assert min(happened[what] for what in ("preempted", "accepted", "cached", "crowded")) > 0, happened
+
+
+@needs_library
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [0, 1, *(pytest.param(block, marks=pytest.mark.soak) for block in range(2, 10))])
 def test_a_thousand_trials(block: int) -> None:
     """Every second hundred with a cache of codes."""
@@ -319,13 +327,11 @@ def test_a_real_model_says_the_same_alone_and_in_a_crowd(real_model: Callable[[s
     assert len(set(answers)) == len(answers)
 
 
-def by_size(parts: Sequence[Part], cache: Any) -> tuple[NDArray[np.int32], Step]:
+def by_size(parts: Sequence[Part], cache: Any, kept_TD: Any = None) -> tuple[NDArray[np.int32], Step]:
     """Steps in which the number of rows decides how they are rounded."""
-    ids_T, step = _pack(parts, cache)
+    ids_T, step = _pack(parts, cache, kept_TD)
     few, few_wanted = np.full(len(ids_T), len(ids_T) <= 16), np.full(len(step.rows_R), len(step.rows_R) <= 16)
-    return ids_T, Step(
-        step.positions_T, step.starts_S1, step.lengths_S, step.rows_R, step.pages_SP, step.cache, few, few_wanted, step.states_S2
-    )
+    return ids_T, replace(step, answers_T=few, drawn_R=few_wanted)
 
 
 _pack = runner.pack

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from khola.loader.assemble import assemble
 from khola.loader.loaded import Loaded
 from khola.models import architecture
+from khola.nn import second_token
 from khola.ops.numpy_ops import NumpyOps
 from khola.ops.weights import tree_of
 from khola.store.quantise import quantise
@@ -30,6 +31,9 @@ CONFIG = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+
+LOUD = 150
+"""Embeddings so large that what follows depends on the newest token more than on those before."""
 
 
 @dataclass
@@ -63,13 +67,13 @@ def quantised_experts(ops: Any, seed: int = 0) -> Loaded:
     return quantised(ops, "qwen2_moe", config, seed)
 
 
-def quantised_latents(ops: Any, seed: int = 0) -> Loaded:
-    """A model that keeps latents, with experts in its second layer."""
+def quantised_latents(ops: Any, seed: int = 0, further: bool = False) -> Loaded:
+    """A model that keeps latents, with experts in its second layer; `further` puts a layer behind it that guesses well."""
     attention = {"q_lora_rank": 32, "kv_lora_rank": 64, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 32}
     experts = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
     others = {"n_shared_experts": 1, "first_k_dense_replace": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
     config = {**CONFIG, "num_key_value_heads": 4, "hidden_size": 64, "intermediate_size": 96, **attention, **experts, **others}
-    return quantised(ops, "deepseek_v3", config, seed)
+    return quantised(ops, "deepseek_v3", config | {"num_nextn_predict_layers": int(further)}, seed)
 
 
 def quantised_delta(ops: Any, seed: int = 0) -> Loaded:
@@ -91,15 +95,23 @@ def quantised(ops: Any, kind: str, raw: dict[str, Any], seed: int) -> Loaded:
     config = msgspec.convert(raw, here.Config)
     rng = np.random.default_rng(seed)
     tensors: dict[str, Any] = {}
-    for name, shape in here.tensors(config).items():
+    further = bool(config.further_layers)
+    for name, shape in (second_token.tensors(here, config) if further else here.tensors(config)).items():
         values = (rng.normal(0, 0.2, shape) if len(shape) > 1 else rng.uniform(0.8, 1.2, shape)).astype(np.float32)
+        values *= LOUD if further and "embed" in name else 1
+        if name.endswith("eh_proj.weight"):
+            # Mostly the embedding of the token, which is also most of what the decoder's own last layer leaves of it.
+            values += 0.2 * LOUD * np.eye(*shape, dtype=np.float32)
         if len(shape) != 2 or shape[1] % 32 or name.endswith((".mlp.gate.weight", "moe.gate.weight")):
             tensors[name] = Array(name, values)
             continue
         blocks = "Q4_1" if "mlp" in name else "Q8_0" if "embed" in name else "Q4_0"
         tensors[name] = Raw(blocks, shape, quantise(blocks, values))
         tensors[name].name = name
-    return loaded_around(ops, here, config, list(assemble(here, config, tensors, ops).leaves()))
+    weights = list(assemble(here, config, tensors, ops, further=further).leaves())
+    if not further:
+        return loaded_around(ops, here, config, weights)
+    return loaded_around(ops, here, config, weights, cache=here.cache(second_token.with_layer(config)), second_token=True)
 
 
 def tiny_llama(seed: int = 0, ops: Any = None, scale: float = 0.35, num_hidden_layers: int = 2, **changes: Any) -> Loaded:

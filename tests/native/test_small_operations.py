@@ -36,6 +36,7 @@ def test_formulas(n: int, rows: int, isa: str) -> None:
         "add": rig.op("add", [a, b], n),
         "mul": rig.op("mul", [a, b], n),
         "slice": rig.op("slice", [a], n - n // 3, arg=[n // 3]),
+        "join": rig.op("join", [a, b], 2 * n),
     }
     assert rig.build().step(range(rows)) == 0
     u, v, w = x.astype(np.float64), y.astype(np.float64), weight.astype(np.float64)
@@ -49,6 +50,7 @@ def test_formulas(n: int, rows: int, isa: str) -> None:
         "add": u + v,
         "mul": u * v,
         "slice": u[:, n // 3 :],
+        "join": np.concatenate([u, v], axis=1),
     }
     for name, slot in slots.items():
         if name == "layer_norm" and n == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,11 +131,23 @@ def test_views(case: Case) -> None:
         case.ops.split(case.value(x), (1, 8))
     step = whole_sequences([3, 1], rows=[2, 3])
     case.check(case.ops.rows(case.value(x), step), x[[2, 3]])
+    case.check(case.ops.join(case.value(x), case.value(x[:, 3:])), np.concatenate([x, x[:, 3:]], axis=1))
     ids = np.array([3, 0, 3])
     case.check(case.ops.embed(ids, case.weight(x)), x[ids])
     for wrong in ([-1], [0, 4]):
         with pytest.raises(OurFault, match=f"token id {wrong[-1]} is not in a vocabulary of 4"):
             case.ops.embed(np.array(wrong), case.weight(x))
+
+
+def test_what_is_kept_is_found(case: Case) -> None:
+    x = case.array(4, 12).astype(np.float32)
+    step = replace(whole_sequences([3, 1]), kept_TD=np.full((4, 12), np.nan, np.float32))
+    case.ops.keep(case.value(x), step)
+    case.check(case.ops.kept(12, step), x)
+    case.ops.keep(case.value(x), whole_sequences([3, 1]))
+    for width, wrong in ((11, step), (12, whole_sequences([3, 1])), (12, replace(step, positions_T=step.positions_T[:3]))):
+        with pytest.raises(OurFault, match="lacks their hidden states"):
+            case.ops.kept(width, wrong)
 
 
 @pytest.mark.parametrize(("size", "width"), [(2, 2), (64, 64), (30, 10)])

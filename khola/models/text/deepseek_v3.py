@@ -4,7 +4,7 @@ Source   arXiv:2412.19437 section 2 (DeepSeek-V3); arXiv:2502.16982 section 3.2 
 Files    safetensors DeepseekV3ForCausalLM, of which many are in 8-bit floats with a scale for each 128 x 128; GGUF "deepseek2".
 Shapes   T packed tokens, R rows whose logits are wanted, D hidden, V vocabulary.
 
-The layers behind the last one, which predict a second token, are no part of this forward pass.
+The layers behind the last one, which predict a second token, are no part of this forward pass: `khola.nn.second_token` asks the first.
 """
 
 from __future__ import annotations
@@ -126,6 +126,11 @@ class Config(DecoderConfig, frozen=True, kw_only=True):
     def spare(self) -> tuple[str, ...]:
         """The layers that predict a second token."""
         return tuple(f"{LAYERS}.{self.num_hidden_layers + extra}." for extra in range(self.num_nextn_predict_layers))
+
+    @property
+    def further_layers(self) -> int:
+        """The same, counted."""
+        return self.num_nextn_predict_layers
 
 
 def block(x_TD: Value, w: Any, layer: int, step: Step, c: Config, ops: Ops) -> Value:

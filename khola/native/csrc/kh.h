@@ -21,7 +21,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define KH_ABI 6 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
+#define KH_ABI 7 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
 #define KH_PAGE 32 /* tokens in one page of the cache */
 
 typedef enum {
@@ -99,7 +99,11 @@ typedef enum {
                          lengths; log decays are slot arg1, shares slot arg2: one column a head of v */
   KH_LOG_DECAY,       /* out ← −exp(vector w0) · log(1 + exp(in0 + vector w1)) */
   KH_CAUSAL_CONV,     /* out ← y · sigmoid(y), y[t] ← Σ vector w0 [taps][columns] · in0[t − taps + 1 …], the newest row last */
-  KH_SCALE            /* out ← in0 · f0 */
+  KH_SCALE,           /* out ← in0 · f0 */
+  /* hidden states that one program leaves for another */
+  KH_KEEP = 60, /* the caller's `kept` ← in0, unless it is NULL; out is not written */
+  KH_KEPT,      /* out ← the caller's `kept` */
+  KH_JOIN       /* out ← the columns of in0, and behind them those of in1 */
 } kh_opcode;
 
 enum {
@@ -181,6 +185,7 @@ typedef struct {
   const int32_t* best; /* R: how many of the best of a row will probably be looked for, 1 or more; these are made exact at once */
   const int32_t* states; /* S × 2: slot that a sequence's state is read from, −1 where it starts, and another that it is written to; NULL where
                             the program keeps none */
+  float* kept;           /* T × the columns of KH_KEEP or KH_KEPT; NULL where nobody wants them */
 } kh_batch;
 
 /* One row of logits, as a step left it, and how they are changed before the best are found: in float32, and in this order,

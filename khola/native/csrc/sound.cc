@@ -7,10 +7,12 @@ namespace kh {
 bool sound(const kh_model& model, const kh_cache* cache, const kh_batch& b) {
   if (b.num_rows < 1 || b.num_rows > model.max_rows || b.num_wanted < 0 || b.num_wanted > model.max_wanted || b.num_sequences < 1) return false;
   if (b.starts[0] != 0 || b.starts[b.num_sequences] != b.num_rows) return false;
-  for (const kh_op& op : model.ops)
+  for (const kh_op& op : model.ops) {
+    if (op.op == KH_KEPT && !b.kept) return false;
     if (op.op == KH_EMBED)
       for (int r = 0; r < b.num_rows; ++r)
         if (b.ids[r] < 0 || b.ids[r] >= model.weights[op.w0].n) return false;
+  }
   for (int r = 0; r < b.num_wanted; ++r)
     if (b.wanted[r] < 0 || b.wanted[r] >= b.num_rows) return false;
   for (int s = 0; s < b.num_sequences; ++s) {

@@ -80,6 +80,9 @@ class Walker {
       case KH_EXPERTS: return kh::ExpertWalk(m_, b_, op, thread_).walk();
       case KH_HEAD_LINEAR: return kh::HeadWalk(m_, b_, op, thread_).walk();
       case KH_ATTEND_LATENT: return attention().attend_latent(op);
+      case KH_KEEP: return keep(op);
+      case KH_KEPT: return kept(op);
+      case KH_JOIN: return join(op);
       default: return kh::StateWalk(m_, run_.cache, b_, op, thread_).walk();
     }
   }
@@ -301,6 +304,28 @@ class Walker {
     const Share mine = rows_of(op.in0);
     const int n = width(op.in0);
     for (int r = mine.first; r < mine.last; ++r) std::memcpy(b_.logits + static_cast<size_t>(r) * n, row(op.in0, r), sizeof(float) * n);
+  }
+
+  void keep(const kh_op& op) {
+    if (!b_.kept) return;
+    const Share mine = rows_of(op.in0);
+    const int n = width(op.in0);
+    for (int r = mine.first; r < mine.last; ++r) std::memcpy(b_.kept + static_cast<size_t>(r) * n, row(op.in0, r), sizeof(float) * n);
+  }
+
+  void kept(const kh_op& op) {
+    const Share mine = rows_of(op.out);
+    const int n = width(op.out);
+    for (int r = mine.first; r < mine.last; ++r) std::memcpy(row(op.out, r), b_.kept + static_cast<size_t>(r) * n, sizeof(float) * n);
+  }
+
+  void join(const kh_op& op) {
+    const Share mine = rows_of(op.out);
+    const int n = width(op.in0);
+    for (int r = mine.first; r < mine.last; ++r) {
+      std::memcpy(row(op.out, r), row(op.in0, r), sizeof(float) * n);
+      std::memcpy(row(op.out, r) + n, row(op.in1, r), sizeof(float) * width(op.in1));
+    }
   }
 
   Run& run_;
