@@ -178,7 +178,7 @@ def lab_render(
 
 def _messages(messages: Sequence[Message], tools: Sequence[Tool], name: str) -> list[dict[str, Any]]:
     """Messages as one template wants them."""
-    if name in ("glm4", "glm_z1"):
+    if name in ("glm4", "glm4_0414", "glm_z1"):
         return glm_messages(messages, tools if name == "glm4" else ())
     if name == "kimi_k2":
         return kimi_messages(messages)

@@ -18,8 +18,9 @@ def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
     check_turns(asked.messages, continue_last=asked.continue_last)
     check_thinking(NAME, asked.thinking)
-    parts: list[Part] = [*BEGIN, *offered(asked.tools, TOOLS, "\n\n")]
+    parts: list[Part] = [*BEGIN, *offered(asked.tools, f"{TOOLS}\n", "\n")]
     for message in sorted(asked.messages, key=lambda message: message.role != "system"):
         for role, text, metadata in turns_of(message):
-            parts += turn(role, text, metadata)
+            # The name of a tool has a space behind it here.
+            parts += turn(role, text, metadata and f"{metadata} ")
     return prompt_of(parts, asked.tools, continue_last=asked.continue_last)
