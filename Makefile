@@ -18,7 +18,7 @@ chat: $(VENV)/core.stamp
 	@$(BIN)/khola chat "$(MODEL)" $(if $(PROMPT),--temperature 0 -- "$$PROMPT" < /dev/null)
 
 test: fast
-	$(BIN)/python -m pytest -m "slow and not soak" -n 0
+	$(BIN)/python -m pytest -m "slow and not soak" -n $(WORKERS) --dist loadfile
 
 fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import khola
 from tests.loader.test_hostile_models import CODE_CONFIGS
 from tests.loader.whole_models import dump, gguf_of, rewritten, write_folder
@@ -94,6 +96,7 @@ print(json.dumps({"seen": seen, "ends": ends, "evil": [name for name in sys.modu
 """
 
 
+@pytest.mark.slow
 def test_nothing_of_a_repository_runs_and_nothing_else_is_opened(tmp_path: Path) -> None:
     canary, places = tmp_path / "canary", []
     code = f"open({str(canary)!r}, 'w').write('ran')"

@@ -185,6 +185,7 @@ TURNS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FROM_TEMPLATE)
 @settings(max_examples=60, deadline=None)
 @given(messages=st.lists(TURNS, min_size=1, max_size=6), tools=st.lists(st.sampled_from([WEATHER, CLOCK]), max_size=2, unique_by=id))

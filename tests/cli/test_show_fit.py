@@ -112,7 +112,7 @@ def test_show_prints_a_card(khola_says: Command) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(cards()))
-@pytest.mark.parametrize("language", ["en", "bn"])
+@pytest.mark.parametrize("language", ["en", pytest.param("bn", marks=pytest.mark.slow)])
 def test_every_card_can_be_shown(khola_says: Command, name: str, language: str) -> None:
     done = khola_says("show", name, "--lang", language)
     assert (done.code, done.err) == (0, "")

@@ -233,7 +233,7 @@ def require_equal(found: Witness, wanted: Witness, *, exact: bool, case: str) ->
 
 @needs_library
 @pytest.mark.parametrize("kept", CACHE_FORMS)
-@pytest.mark.parametrize("block", range(3))
+@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in (1, 2))])
 def test_numbers_are_the_same_bits_alone_and_in_a_crowd(block: int, kept: CacheForm) -> None:
     happened = sum((trial(seed, isas=available_isas(), kept=kept) for seed in range(block * 10, block * 10 + 10)), Counter())
     assert happened["accepted"] and happened["cached"], "nothing happened that could change a number"

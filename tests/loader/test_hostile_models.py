@@ -158,7 +158,7 @@ TAKEN = {
 """Strange values that mean something after all, by key; `...` (the key is missing) is another question."""
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2))])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_key_of_a_configuration_with_every_strange_value(load: Load, tmp_path: Path, name: str, part: int) -> None:
     config = {**CONFIG, **OWN.get(name, {}), "model_type": name}
@@ -214,7 +214,7 @@ OPTIONAL = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_key_of_a_gguf_file_with_every_strange_value(load: Load, tmp_path: Path, name: str, part: int) -> None:
     config, path = {**CONFIG, **OWN.get(name, {}), "model_type": name}, tmp_path / "tiny.gguf"

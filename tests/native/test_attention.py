@@ -175,7 +175,7 @@ def test_what_a_page_held_before_is_not_seen(coded: bool, isa: str) -> None:
     np.testing.assert_array_equal(rig.slot(out, 1)[0], whole(isa, x, 2, 2, 80, coded=coded)[69])
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("broken", [np.nan, *(pytest.param(broken, marks=pytest.mark.slow) for broken in (np.inf, -np.inf))])
 @pytest.mark.parametrize(("group", "heads"), [(1, 2), (3, 3), (16, 1), (40, 1)])
 def test_a_broken_row_harms_no_row_before_it(group: int, heads: int, broken: float, coded: bool, isa: str) -> None:
     """A share of zero must not meet a value that is no number: rows of one step look back, never forward."""

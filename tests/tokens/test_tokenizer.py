@@ -203,6 +203,7 @@ LONG = {
 
 @pytest.mark.parametrize("fixture", ["byte_level", "pieces"])
 @pytest.mark.parametrize("kind", LONG)
+@pytest.mark.slow
 def test_time_is_linear_in_the_text(kind: str, fixture: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(fixture)
 
