@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,12 @@ CACHE = Path(os.environ.get("KHOLA_TEST_CACHE") or Path.home() / ".cache" / "kho
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What only some rooms understand, for all."""
     parser.addoption("--record-parity", action="store_true", help="write tests/models/parity.json anew from what is measured; not with -n")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in programs that tests start, also where a shell started the tests in the background and had it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def test_khola_measures_itself_from_start_to_quality(tmp_path: Path) -> None:
     found = bench(asked, settings(tmp_path), tell=lambda group, *_: told.append(group))
     (ours,) = found.entries
     assert told == ["prefill", "decode", "streams", "start", "reference", "quality"]
-    assert set(ours.figures) == {name for group in GROUPS for name in names_of(group, WORK)} | {"bytes_per_token"}
+    assert set(ours.figures) == {name for group in GROUPS for name in names_of(group, WORK)} | {"bytes_per_token", "operations_per_token"}
     assert {name: figure.reason + figure.detail for name, figure in ours.figures.items() if figure.median is None} == {}
     # The reference is the model itself: nothing may lie between them.
     assert ours.figures["kl"].median == 0 and ours.figures["same_token"].median == 1
