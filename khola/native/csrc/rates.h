@@ -15,41 +15,35 @@
 namespace kh {
 namespace {
 
-// A result that nobody reads would be left out, and all that led to it.
-inline void keep(float x) {
-  volatile float kept = x;
-  (void)kept;
+#if defined(__x86_64__) || defined(_M_X64)
+#define KH_IN_REGISTER "+v"
+#else
+#define KH_IN_REGISTER "+w"
+#endif
+
+// So many sums take turns; each takes in as many operations at a time as `multiply` says.
+template <typename Sum, int kSums, typename Multiply>
+inline int64_t in_turns(int64_t rounds, int operations, Multiply multiply) {
+  Sum sums[kSums] = {};
+  for (int64_t i = 0; i < rounds; ++i)
+#pragma GCC unroll 12
+    for (Sum& sum : sums) {
+      sum = multiply(sum);
+      asm volatile("" : KH_IN_REGISTER(sum));  // neither left out, because nobody reads it, nor made once for all rounds
+    }
+  return rounds * kSums * operations;
 }
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
 
-// Eight sums of sixteen numbers; each adds two products, or four of bytes.
 inline int64_t avx512_bf16(int64_t rounds) {
-  __m512 sum[8] = {};
   const __m512bh a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f803f80)), b = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3a003a00));
-  for (int64_t i = 0; i < rounds; ++i)
-#pragma GCC unroll 8
-    for (__m512& s : sum) {
-      s = _mm512_dpbf16_ps(s, a, b);
-      asm volatile("" : "+v"(s));
-    }
-  for (int i = 1; i < 8; ++i) sum[0] = _mm512_add_ps(sum[0], sum[i]);
-  keep(_mm512_reduce_add_ps(sum[0]));
-  return rounds * 8 * 16 * 2 * 2;
+  return in_turns<__m512, 8>(rounds, 16 * 2 * 2, [a, b](__m512 sum) { return _mm512_dpbf16_ps(sum, a, b); });
 }
 
 inline int64_t avx512_int8(int64_t rounds) {
-  __m512i sum[8] = {};
   const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-2);
-  for (int64_t i = 0; i < rounds; ++i)
-#pragma GCC unroll 8
-    for (__m512i& s : sum) {
-      s = _mm512_dpbusd_epi32(s, a, b);
-      asm volatile("" : "+v"(s));
-    }
-  for (int i = 1; i < 8; ++i) sum[0] = _mm512_add_epi32(sum[0], sum[i]);
-  keep(static_cast<float>(_mm512_reduce_add_epi32(sum[0])));
-  return rounds * 8 * 16 * 4 * 2;
+  return in_turns<__m512i, 8>(rounds, 16 * 4 * 2, [a, b](__m512i sum) { return _mm512_dpbusd_epi32(sum, a, b); });
 }
 
 #endif
@@ -57,17 +51,8 @@ inline int64_t avx512_int8(int64_t rounds) {
 #if defined(__AVX2__) && defined(__FMA__)
 
 inline int64_t avx2_float32(int64_t rounds) {
-  __m256 sum[12] = {};
   const __m256 a = _mm256_set1_ps(1.0f), b = _mm256_set1_ps(1e-6f);
-  for (int64_t i = 0; i < rounds; ++i)
-#pragma GCC unroll 12
-    for (__m256& s : sum) {
-      s = _mm256_fmadd_ps(a, b, s);
-      asm volatile("" : "+x"(s));
-    }
-  for (int i = 1; i < 12; ++i) sum[0] = _mm256_add_ps(sum[0], sum[i]);
-  keep(_mm256_cvtss_f32(sum[0]));
-  return rounds * 12 * 8 * 2;
+  return in_turns<__m256, 12>(rounds, 8 * 2, [a, b](__m256 sum) { return _mm256_fmadd_ps(a, b, sum); });
 }
 
 #endif
@@ -75,17 +60,8 @@ inline int64_t avx2_float32(int64_t rounds) {
 #if defined(__AVX2__) && defined(__AVXVNNI__)
 
 inline int64_t avx_vnni_int8(int64_t rounds) {
-  __m256i sum[12] = {};
   const __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
-  for (int64_t i = 0; i < rounds; ++i)
-#pragma GCC unroll 12
-    for (__m256i& s : sum) {
-      s = _mm256_dpbusd_avx_epi32(s, a, b);
-      asm volatile("" : "+x"(s));
-    }
-  for (int i = 1; i < 12; ++i) sum[0] = _mm256_add_epi32(sum[0], sum[i]);
-  keep(static_cast<float>(_mm256_cvtsi256_si32(sum[0])));
-  return rounds * 12 * 8 * 4 * 2;
+  return in_turns<__m256i, 12>(rounds, 8 * 4 * 2, [a, b](__m256i sum) { return _mm256_dpbusd_avx_epi32(sum, a, b); });
 }
 
 #endif
@@ -93,33 +69,15 @@ inline int64_t avx_vnni_int8(int64_t rounds) {
 #if defined(__aarch64__)
 
 inline int64_t neon_float32(int64_t rounds) {
-  float32x4_t sum[12] = {};
   const float32x4_t a = vdupq_n_f32(1.0f), b = vdupq_n_f32(1e-6f);
-  for (int64_t i = 0; i < rounds; ++i)
-#pragma GCC unroll 12
-    for (float32x4_t& s : sum) {
-      s = vfmaq_f32(s, a, b);
-      asm volatile("" : "+w"(s));
-    }
-  for (int i = 1; i < 12; ++i) sum[0] = vaddq_f32(sum[0], sum[i]);
-  keep(vaddvq_f32(sum[0]));
-  return rounds * 12 * 4 * 2;
+  return in_turns<float32x4_t, 12>(rounds, 4 * 2, [a, b](float32x4_t sum) { return vfmaq_f32(sum, a, b); });
 }
 
 #if defined(__ARM_FEATURE_DOTPROD)
 
 inline int64_t dotprod_int8(int64_t rounds) {
-  int32x4_t sum[12] = {};
   const int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(-2);
-  for (int64_t i = 0; i < rounds; ++i)
-#pragma GCC unroll 12
-    for (int32x4_t& s : sum) {
-      s = vdotq_s32(s, a, b);
-      asm volatile("" : "+w"(s));
-    }
-  for (int i = 1; i < 12; ++i) sum[0] = vaddq_s32(sum[0], sum[i]);
-  keep(static_cast<float>(vaddvq_s32(sum[0])));
-  return rounds * 12 * 4 * 4 * 2;
+  return in_turns<int32x4_t, 12>(rounds, 4 * 4 * 2, [a, b](int32x4_t sum) { return vdotq_s32(sum, a, b); });
 }
 
 #endif
@@ -161,7 +119,7 @@ inline int64_t amx(int64_t rounds) {
   alignas(64) float out[16 * 16];
   _tile_stored(3, out, 64);
   _tile_release();
-  keep(out[0]);
+  asm volatile("" ::"r"(out) : "memory");
   return rounds * 4 * 16 * 16 * (Bytes ? 64 : 32) * 2;
 }
 
