@@ -32,8 +32,8 @@ class ChatML:
 
     def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(asked.messages, continue_last=asked.continue_last)
-        check_thinking(self.name, asked.thinking, always=self.thinks)
+        check_turns(asked)
+        check_thinking(self.name, asked.thinking, "always" if self.thinks else "never")
         if not self.tools:
             check_no_tools(self.name, asked.messages, asked.tools)
         parts = chatml_turns(

@@ -98,10 +98,9 @@ class DeepSeek:
 
     def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(asked.messages, continue_last=asked.continue_last)
-        if self.thinks != "optional":
-            check_thinking(self.name, asked.thinking, always=self.thinks == "always")
-        elif asked.thinking and asked.tools:
+        check_turns(asked)
+        check_thinking(self.name, asked.thinking, self.thinks)
+        if self.thinks == "optional" and asked.thinking and asked.tools:
             raise AskedWrong("{name}: this model calls tools only when it does not think", hint="switch thinking off", name=self.name)
         system = "\n\n".join(message.content for message in asked.messages if message.role == "system")
         turns = self._switched if self.thinks == "optional" else self._early

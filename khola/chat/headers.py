@@ -5,12 +5,11 @@ Source: meta-llama/llama-models, `llama3_1/prompt_format.md`, `llama3_2/text_pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
 from khola.chat.conversation import role_order
-from khola.chat.message import Asked, Control, Message, Part, Prompt, Tool
+from khola.chat.message import Asked, Control, Message, Part, Prompt
 from khola.chat.parsing import AnswerParser
 from khola.chat.tool_calls import WholeAnswerCalls, as_json, tool_json
 from khola.chat.turns import check_bare_calls, check_thinking, check_turns, joined
@@ -39,7 +38,7 @@ class DatedHeaders:
     def render(self, asked: Asked) -> Prompt:
         """See `Format.render`; without `today` the date is the template's own, 26 July 2024."""
         check_thinking(self.name, asked.thinking)
-        parts = dated_turns(self.name, asked.messages, tools=asked.tools, today=asked.today, continue_last=asked.continue_last)
+        parts = _dated_turns(self.name, asked)
         return Prompt(parts=parts, opening=answer_begins(), tool_names=tuple(tool.name for tool in asked.tools))
 
     def parser(self, prompt: Prompt) -> AnswerParser:
@@ -57,24 +56,17 @@ def answer_begins() -> tuple[Part, ...]:
     return (_HEADER, "assistant", _HEADER_END, "\n\n")
 
 
-def dated_turns(
-    name: str, messages: Sequence[Message], *, tools: Sequence[Tool], today: date | None, continue_last: bool
-) -> tuple[Part, ...]:
-    """A conversation as Llama 3.1, 3.2 and 3.3 read it.
+def _dated_turns(name: str, asked: Asked) -> tuple[Part, ...]:
+    """A conversation as Llama 3.1, 3.2 and 3.3 read it; tools are told in the first user turn.
 
-    Args:
-        name: of the format, for messages to people.
-        messages: at least one turn.
-        tools: told in the first user turn.
-        today: None is the date that stands in the lab's template.
-        continue_last: leave the last turn open.
     Raises:
         AskedWrong: tools without a first user turn, several calls or text beside a call in one turn.
     """
-    check_turns(messages, continue_last=continue_last)
+    check_turns(asked)
+    messages, tools = asked.messages, asked.tools
     system = messages[0].content.strip() if messages[0].role == "system" else ""
     rest = messages[1:] if messages[0].role == "system" else messages
-    day = today or _TEMPLATE_DATE
+    day = asked.today or _TEMPLATE_DATE
     dates = f"Cutting Knowledge Date: December 2023\nToday Date: {day.day:02d} {_MONTHS[day.month - 1]} {day.year}\n\n"
     parts: list[Part] = [BOS, *turn("system", ("Environment: ipython\n" if tools else "") + dates + system)]
     if tools:
@@ -85,7 +77,7 @@ def dated_turns(
         rest = rest[1:]
     for message in rest:
         parts += _turn(name, message)
-    return joined(parts[:-1] if continue_last else [*parts, *answer_begins()])
+    return joined(parts[:-1] if asked.continue_last else [*parts, *answer_begins()])
 
 
 def _turn(name: str, message: Message) -> tuple[Part, ...]:

@@ -52,7 +52,7 @@ class Kimi:
 
     def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(asked.messages, continue_last=asked.continue_last)
+        check_turns(asked)
         check_thinking(self.name, asked.thinking)
         if not self.tools:
             check_no_tools(self.name, asked.messages, asked.tools)

@@ -32,9 +32,8 @@ class Qwen3:
 
     def render(self, asked: Asked) -> Prompt:
         """See `Format.render`. Where thoughts can be switched off, an empty one stands before the answer."""
-        check_turns(asked.messages, continue_last=asked.continue_last)
-        if self.thinks != "optional":
-            check_thinking(self.name, asked.thinking, always=self.thinks == "always")
+        check_turns(asked)
+        check_thinking(self.name, asked.thinking, self.thinks)
         parts = self._turns(asked.messages, asked.tools, asked.continue_last)
         opened = self.thinks == "always"
         if asked.continue_last:

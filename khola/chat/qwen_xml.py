@@ -44,7 +44,7 @@ class Coder:
 
     def render(self, asked: Asked) -> Prompt:
         """See `Format.render`."""
-        check_turns(asked.messages, continue_last=asked.continue_last)
+        check_turns(asked)
         check_thinking(self.name, asked.thinking)
         given = asked.messages[0].role == "system"
         parts: list[Part] = []
@@ -81,7 +81,7 @@ class Hybrid:
 
     def render(self, asked: Asked) -> Prompt:
         """See `Format.render`. Texts lose their outer spaces; behind the last question thoughts are kept, empty ones too."""
-        check_turns(asked.messages, continue_last=asked.continue_last, images=("user", "assistant", "tool"))
+        check_turns(asked, images=("user", "assistant", "tool"))
         spoken = [Message(role=m.role, content=m.content.strip(), thinking=m.thinking, tool_calls=m.tool_calls) for m in asked.messages]
         question = last_question(spoken)
         if spoken[question].role != "user" or any(message.role == "system" for message in spoken[1:]):

@@ -19,7 +19,7 @@ from threading import Lock, Timer
 from types import TracebackType
 from typing import Any
 
-from khola.chat.message import Message, Part, Prompt, Tool, ToolCall
+from khola.chat.message import Asked, Message, Part, Prompt, Tool, ToolCall
 from khola.chat.protect import LAST, Protection, protection
 from khola.chat.template_worker import FORBIDDEN_EXIT, REQUEST_BYTES
 from khola.chat.thinking import END, START
@@ -199,7 +199,7 @@ def render_template(
     found = len(source.encode("utf-8", "surrogatepass"))
     if found > SOURCE_BYTES:
         raise BadTemplate("the chat template has {found} bytes; at most {most} are run", found=found, most=SOURCE_BYTES)
-    check_turns(messages, continue_last=continue_last)
+    check_turns(Asked(messages, continue_last=continue_last))
     guard = protection(frozenset(control_tokens))
     values: dict[str, Any] = {**_options(options), "bos_token": bos_token, "eos_token": eos_token}
     if thinking is not None:

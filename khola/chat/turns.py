@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from khola.chat.conversation import role_order
-from khola.chat.message import IMAGE, Message, Part, Tool
+from khola.chat.message import IMAGE, Asked, Message, Part, Tool
 from khola.chat.thinking import without_thoughts
 from khola.errors import AskedWrong, WrongModality
 
 
-def check_turns(messages: Sequence[Message], *, continue_last: bool = False, images: Sequence[str] = ()) -> None:
+def check_turns(asked: Asked, images: Sequence[str] = ()) -> None:
     """Refuse what no format can write.
 
     Args:
-        messages: of the conversation.
-        continue_last: whether its last turn goes on.
+        asked: the turns, and whether the last one goes on.
         images: roles whose turns may have images.
     Raises:
         AskedWrong: there is no message, or the last one cannot be continued.
         WrongModality: a turn has an image where the format has no place for one.
     """
+    messages = asked.messages
     if not messages:
         raise AskedWrong("the conversation is empty", hint="give at least one message")
     for index, message in enumerate(messages):
@@ -28,19 +29,19 @@ def check_turns(messages: Sequence[Message], *, continue_last: bool = False, ima
             raise WrongModality(
                 "message {index}: this chat format has no place for an image in a turn of {role}", index=index, role=message.role
             )
-    if continue_last and (messages[-1].role != "assistant" or messages[-1].tool_calls):
+    if asked.continue_last and (messages[-1].role != "assistant" or messages[-1].tool_calls):
         raise AskedWrong("only an assistant's turn of plain text can be continued; the roles are: {roles}", roles=role_order(messages))
 
 
-def check_thinking(name: str, thinking: bool | None, *, always: bool = False) -> None:
+def check_thinking(name: str, thinking: bool | None, thinks: Literal["never", "always", "optional"] = "never") -> None:
     """Refuse to switch thoughts on or off where the model cannot.
 
     Raises:
         AskedWrong: the format never thinks aloud, or always does.
     """
-    if always and thinking is False:
+    if thinks == "always" and thinking is False:
         raise AskedWrong("{name}: this model always thinks before it answers; its thoughts cannot be switched off", name=name)
-    if not always and thinking:
+    if thinks == "never" and thinking:
         raise AskedWrong("{name}: this model was not trained to think aloud", hint="leave thinking unset", name=name)
 
 

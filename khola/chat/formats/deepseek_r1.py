@@ -25,8 +25,8 @@ __all__ = ["NAME", "STOPS", "parser", "render"]
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last)
-    check_thinking(NAME, asked.thinking, always=True)
+    check_turns(asked)
+    check_thinking(NAME, asked.thinking, "always")
     if asked.tools:
         raise AskedWrong("{name}: this model was not trained to call tools", hint="choose a model that calls tools", name=NAME)
     systems = [message.content for message in asked.messages if message.role == "system"]

@@ -17,7 +17,7 @@ BEGIN, END = Control("<|begin_of_sentence|>"), Control("<|end_of_sentence|>")
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_turns(asked)
     check_no_tools(NAME, asked.messages, asked.tools)
     check_thinking(NAME, asked.thinking)
     parts: list[Part] = [BEGIN]

@@ -25,8 +25,8 @@ _GRAMMAR = replace(HERMES, around=(_RESPONSE.token, _RESPONSE_END.token))
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last)
-    check_thinking(NAME, asked.thinking, always=True)
+    check_turns(asked)
+    check_thinking(NAME, asked.thinking, "always")
     system = "\n\n".join(message.content for message in asked.messages if message.role == "system")
     setting = f"<system_setting>\n{system}\n</system_setting>\n\n" if system else ""
     listed = f"\n\n<tool_list>\n[{', '.join(map(tool_json, asked.tools))}]\n</tool_list>" if asked.tools else ""

@@ -21,7 +21,7 @@ __all__ = ["NAME", "STOPS", "parser", "render"]
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_turns(asked)
     check_thinking(NAME, asked.thinking)
     parts: list[Part] = [*BEGIN, *offered(asked.tools, _HEAD, "\n")]
     for index, message in enumerate(asked.messages):

@@ -23,8 +23,8 @@ __all__ = ["NAME", "STOPS", "parser", "render"]
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last)
-    check_thinking(NAME, asked.thinking, always=True)
+    check_turns(asked)
+    check_thinking(NAME, asked.thinking, "always")
     parts: list[Part] = [*BEGIN, *offered(asked.tools, _HEAD, "\n")]
     for message in asked.messages:
         parts += turn("system", message.content) if message.role == "system" else ()

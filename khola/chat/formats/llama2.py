@@ -22,7 +22,7 @@ BOS, EOS = Control("<s>"), Control("</s>")
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_turns(asked)
     check_no_tools(NAME, asked.messages, asked.tools)
     check_thinking(NAME, asked.thinking)
     system = f"<<SYS>>\n{asked.messages[0].content}\n<</SYS>>\n\n" if asked.messages[0].role == "system" else ""

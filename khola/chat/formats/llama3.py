@@ -16,7 +16,7 @@ STOPS = ("<|eot_id|>", "<|end_of_text|>")
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last)
+    check_turns(asked)
     check_no_tools(NAME, asked.messages, asked.tools)
     check_thinking(NAME, asked.thinking)
     parts: list[Part] = [BOS]

@@ -26,7 +26,7 @@ OPENING: tuple[Part, ...] = (_BEGIN, f"{_HEADS['assistant']}\n")
 
 def render(asked: Asked) -> Prompt:
     """See `Format.render`."""
-    check_turns(asked.messages, continue_last=asked.continue_last, images=("system", "user", "assistant"))
+    check_turns(asked, images=("system", "user", "assistant"))
     check_thinking(NAME, asked.thinking)
     parts: list[Part] = []
     called: list[str] = []
