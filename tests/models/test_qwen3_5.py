@@ -9,27 +9,18 @@ import pytest
 from khola.errors import BadConfig, KholaError, UnknownKey
 from khola.models import architecture
 from khola.nn.specs import parse_config
-from tests.models.contract import Contract
-from tests.tolerances import BFLOAT16_STATES, CACHED_STATES, NATIVE_STATES, QUANTISED_STATES
+from tests.models.states import EXPERTS, SMALL, DeltaContract
 
 AXES = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-SMALL = {
-    "num_hidden_layers": 4, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 16, "rope_parameters": AXES,
-}  # fmt: skip
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+DENSE = {**SMALL, "head_dim": 32, "rope_parameters": AXES}
 
 
-class TestQwen35(Contract):
+class TestQwen35(DeltaContract):
     """Dense, tied and not."""
 
-    QUANTISED: ClassVar[dict[str, float]] = QUANTISED_STATES
-    ROUNDING: ClassVar[float] = CACHED_STATES
-    BFLOAT16: ClassVar[float] = BFLOAT16_STATES
-    NATIVE: ClassVar[float] = NATIVE_STATES
     CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {
-        "dense": SMALL,
-        "tied, biases": {**SMALL, "tie_word_embeddings": True, "attention_bias": True},
+        "dense": DENSE,
+        "tied, biases": {**DENSE, "tie_word_embeddings": True, "attention_bias": True},
     }
 
     @staticmethod
@@ -45,14 +36,10 @@ class TestQwen35(Contract):
         return Qwen3_5ForCausalLM
 
 
-class TestQwen35Moe(Contract):
+class TestQwen35Moe(DeltaContract):
     """With experts in every layer."""
 
-    QUANTISED: ClassVar[dict[str, float]] = QUANTISED_STATES
-    ROUNDING: ClassVar[float] = CACHED_STATES
-    BFLOAT16: ClassVar[float] = BFLOAT16_STATES
-    NATIVE: ClassVar[float] = NATIVE_STATES
-    CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {"experts": {**SMALL, **EXPERTS}}
+    CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {"experts": {**DENSE, **EXPERTS}}
 
     @staticmethod
     def config_class() -> type[Any]:

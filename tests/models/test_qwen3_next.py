@@ -9,27 +9,18 @@ import pytest
 from khola.errors import BadConfig, KholaError, UnknownKey
 from khola.models import architecture
 from khola.nn.specs import parse_config
-from tests.models.contract import Contract
-from tests.tolerances import BFLOAT16_STATES, CACHED_STATES, NATIVE_STATES, QUANTISED_STATES
+from tests.models.states import EXPERTS, SMALL, DeltaContract
 
-SMALL = {
-    "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 16, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 64,
-}  # fmt: skip
+SPARSE = {**SMALL, **EXPERTS, "head_dim": 16}
 
 
-class TestQwen3Next(Contract):
+class TestQwen3Next(DeltaContract):
     """Both kinds of layers, in the usual order and in another, dense layers between, one value head to a key head."""
 
-    QUANTISED: ClassVar[dict[str, float]] = QUANTISED_STATES
-    ROUNDING: ClassVar[float] = CACHED_STATES
-    BFLOAT16: ClassVar[float] = BFLOAT16_STATES
-    NATIVE: ClassVar[float] = NATIVE_STATES
     CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {
-        "three to one, in small": SMALL,
+        "three to one, in small": SPARSE,
         "other order, biases, shares as they are": {
-            **SMALL, "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"], "attention_bias": True,
+            **SPARSE, "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"], "attention_bias": True,
             "mlp_only_layers": [2], "norm_topk_prob": False, "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3,
             "partial_rotary_factor": 0.5,
         },

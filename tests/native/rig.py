@@ -30,7 +30,7 @@ FLAGS = {"add": ADD_IN1, "gated": GATED, "normed": NORMED, "head": HEAD}
 class Raw:
     """A stored matrix whose blocks are given."""
 
-    def __init__(self, kind: str, shape: tuple[int, int], blocks: bytes) -> None:
+    def __init__(self, kind: str, shape: tuple[int, ...], blocks: bytes) -> None:
         self.name, self.kind, self.shape, self.blocks = f"a {kind} matrix", kind, shape, blocks
 
     def float32(self) -> NDArray[np.float32]:

@@ -114,7 +114,7 @@ class Heads:
         matrices = random.standard_normal((heads, outputs, inputs)).astype(np.float32) * np.float32(inputs**-0.5)
         padded = HeadRows("heads", heads, -(-outputs // 32) * 32, inputs, lambda: matrices).float32()
         self.shape = heads, outputs, inputs
-        self.packed: Packed = pack([Raw(kind, padded.shape, bytes(quantise(kind, padded)))])  # type: ignore[arg-type]
+        self.packed: Packed = pack([Raw(kind, padded.shape, bytes(quantise(kind, padded)))])
         self.x, self.tail = (rounded(random.standard_normal((rows, heads * size))) for size in (inputs, 6))
 
     def rig(self, isa: str, threads: int, tailed: bool) -> tuple[Rig, int]:
