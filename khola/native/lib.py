@@ -11,7 +11,7 @@ from pathlib import Path
 from khola.errors import NoKernel, OurFault
 from khola.native.build import library_name
 
-ABI = 7
+ABI = 8
 """`KH_ABI` of the header that the structures below repeat."""
 
 
@@ -161,6 +161,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "kh_abi": (c_int32, ()),
     "kh_isa": (c_char_p, ()),
     "kh_choose": (c_int32, (c_char_p,)),
+    "kh_has": (c_int32, (c_char_p,)),
     "kh_form": (c_int32, (c_char_p, c_int32, c_int32, POINTER(KhWeight))),
     "kh_widen": (c_int32, (POINTER(KhWeight), POINTER(KhWeight))),
     "kh_split": (c_int32, (POINTER(KhWeight),)),
@@ -253,8 +254,4 @@ def available_isas() -> tuple[str, ...]:
     Raises:
         NoKernel: there is no library.
     """
-    lib = library()
-    before: bytes = lib.kh_isa()
-    found = tuple(name for name in ISAS if lib.kh_choose(name.encode()) >= 0)
-    lib.kh_choose(before)
-    return found
+    return tuple(name for name in ISAS if library().kh_has(name.encode()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def test_native_is_chosen_where_it_is_fit(settings: Settings) -> None:
     assert interpreter_named("auto", settings, tell=ear).name == chosen(settings) == expected
     assert len(ear) == (expected == "numpy")
     assert instruction_set(settings) == best
+
+
+@needs_library
+def test_who_asks_what_there_is_changes_nothing_for_others(settings: Settings) -> None:
+    def ask(_: int) -> str:
+        instruction_set(settings)
+        return str(lib.library().kh_isa().decode())
+
+    best = instruction_set(settings)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(ask, range(4000))) == {best}
 
 
 def test_without_a_library_numpy_computes_and_says_so(settings: Settings, no_library: None) -> None:

@@ -21,7 +21,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define KH_ABI 7 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
+#define KH_ABI 8 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
 #define KH_PAGE 32 /* tokens in one page of the cache */
 
 typedef enum {
@@ -209,6 +209,8 @@ int32_t kh_abi(void);
 const char* kh_isa(void);
 /* Choose the best instruction set of this processor, or `wanted` if it is not empty and this processor has it. */
 int32_t kh_choose(const char* wanted);
+/* Whether this build and this processor both have an instruction set: 1 or 0. What was chosen stays chosen, for other threads too. */
+int32_t kh_has(const char* name);
 
 /* The form in which rows of one kind are packed without loss ("Q4_0", "Q6_K", "BF16", "F32", ...; F16 and F32 are rounded to bfloat16, and
  * products of two scales, as in Q4_K, to float16): fills bits, group, zero, has_min, tile_bytes, n_pad and k_pad. */

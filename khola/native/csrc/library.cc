@@ -1,6 +1,7 @@
 // What the library offers besides a step: choosing an instruction set, caches, models, measurements.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <string_view>
@@ -114,8 +115,9 @@ LayerPlanes planes_of(const kh_layer_cache& layer, int32_t form) {
   return {nullptr, nullptr, layer.heads, layer.key_size, layer.value_size, form == KH_CACHE_INT8};
 }
 
-const Kernels*& choice() {
-  static const Kernels* kernels = best();
+// Threads that load models read it while another one may choose.
+std::atomic<const Kernels*>& choice() {
+  static std::atomic<const Kernels*> kernels{best()};
   return kernels;
 }
 
@@ -150,6 +152,8 @@ int32_t kh_choose(const char* wanted) {
   kh::choice() = kernels;
   return KH_OK;
 }
+
+int32_t kh_has(const char* name) { return kh::available(name) != nullptr; }
 
 size_t kh_cache_bytes(const kh_layer_cache* layers, int32_t num_layers, int32_t num_pages, int32_t form) {
   size_t bytes = 0;
