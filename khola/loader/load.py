@@ -183,10 +183,8 @@ def _settle(ops: Interpreter, passes: Sequence[Forward], parts: Parts, settings:
         return
     from khola.loader import packed_cache
 
-    native = cast("NativeOps", ops)
-    native.streams = room.require(sum(plan.nbytes for plan in native.plans(passes).values()), streams=True)
     origin = packed_cache.Origin(files=parts.files, stored=parts.stored)
-    packed_cache.settle(native, passes, origin, settings, parts.release, tell)
+    packed_cache.settle(cast("NativeOps", ops), passes, origin, settings, room, parts.release, tell)
 
 
 def _tokenizer(parts: Parts, rows: int, file: str) -> Tokenizer:

@@ -22,8 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from khola.errors import NoDisk, NoRoom
+from khola.loader.memory import Room
+from khola.native.pack import Plan
 from khola.native.packed_file import PackedWriter, packer, read_packed
+from khola.ops import native_weights
 from khola.ops.native_ops import NativeOps
+from khola.ops.native_weights import Joined
 from khola.ops.vocabulary import Forward, Stored
 from khola.settings import Settings
 from khola.store.atomic import atomic_file
@@ -63,7 +67,9 @@ class Origin:
         return f"{first.stem}-{_sha256(str(first.absolute()).encode())[:8]}"
 
 
-def settle(ops: NativeOps, passes: Sequence[Forward], origin: Origin, settings: Settings, release: Callable[[], None], tell: Tell) -> None:
+def settle(
+    ops: NativeOps, passes: Sequence[Forward], origin: Origin, settings: Settings, room: Room, release: Callable[[], None], tell: Tell
+) -> None:
     """Give an interpreter the packed weights of its forward passes: from the disk, or packed now and left there for the next start.
 
     What is packed goes to the disk piece by piece and is mapped from there: a first start needs no more memory than later ones.
@@ -73,47 +79,82 @@ def settle(ops: NativeOps, passes: Sequence[Forward], origin: Origin, settings: 
         passes: all that will be compiled.
         origin: of the weights.
         settings: where packed files lie, how much disk they may take, whether they are checked wholly.
+        room: memory for the weights; whether they stream is left in `ops.streams`.
         release: see `Interpreter.settle`.
         tell: hears why nothing could be kept.
     Raises:
         NoKernel: a number format that the packer does not know.
         NonFinite: the scale of a group of weights is NaN or infinite.
+        NoMemory: they do not fit, and may not stream.
         NoDisk: weights have to stream, and cannot be kept on the disk.
     """
-    if settings.packed_bytes and _mapped(ops, passes, origin, settings, release, tell):
+    wanted = ops.matrices(passes)
+    file = _place(origin, settings) if settings.packed_bytes else None
+    if file is not None and _adopted(ops, wanted, file, settings, room):
+        return
+    plans = native_weights.plans(wanted)
+    needed = sum(plan.nbytes for plan in plans.values())
+    ops.streams = room.require(needed, streams=True)
+    if file is not None and _kept(ops, wanted, plans, file, settings, release, tell):
         return
     if ops.streams:
         raise NoDisk(
             "weights that stream lie on the disk in packed form, and {needed_mb} MB cannot be kept in {folder}",
             hint="free some disk, or raise KHOLA_PACKED_GB",
-            needed_mb=sum(plan.nbytes for plan in ops.plans(passes).values()) // 1_000_000,
+            needed_mb=needed // 1_000_000,
             folder=str(settings.packed),
         )
-    ops.settle(passes, release)
+    ops.weights.settle(wanted, ops.threads, release)
 
 
-def _mapped(ops: NativeOps, passes: Sequence[Forward], origin: Origin, settings: Settings, release: Callable[[], None], tell: Tell) -> bool:
-    """Whether the packed weights came from a file, which may have been written now."""
+@dataclass(frozen=True)
+class _Place:
+    """Where packed weights of one origin are kept."""
+
+    path: Path
+    key: str
+    name: str
+
+
+def _place(origin: Origin, settings: Settings) -> _Place:
     key = origin.key
-    path = settings.packed / f"{origin.name}-{key[:16]}{ENDING}"
-    found = read_packed(path, key, verify=settings.verify, threads=ops.threads)
-    if found is not None and ops.adopt(passes, found):
-        with suppress(OSError):  # on a disk that cannot be written to, the oldest is not known
-            os.utime(path)
-        return True
-    plans = ops.plans(passes)
+    return _Place(settings.packed / f"{origin.name}-{key[:16]}{ENDING}", key, origin.name)
+
+
+def _adopted(ops: NativeOps, wanted: Sequence[Joined], file: _Place, settings: Settings, room: Room) -> bool:
+    """Whether the weights came from what an earlier start left."""
+    found = read_packed(file.path, file.key, verify=settings.verify, threads=ops.threads)
+    if found is None or not ops.weights.adopt(wanted, found):
+        return False
+    ops.streams = room.require(sum(packed.nbytes for packed in ops.weights.matrices.values()), streams=True)
+    with suppress(OSError):  # on a disk that cannot be written to, the oldest is not known
+        os.utime(file.path)
+    return True
+
+
+def _kept(
+    ops: NativeOps,
+    wanted: Sequence[Joined],
+    plans: Mapping[str, Plan],
+    file: _Place,
+    settings: Settings,
+    release: Callable[[], None],
+    tell: Tell,
+) -> bool:
+    """Whether the weights were packed into a file and come from there."""
+    found = None
     try:
-        if _has_room(sum(plan.nbytes for plan in plans.values()), path.parent, settings, tell):
-            with atomic_file(path) as out:
-                writer = PackedWriter(out, key, plans)
-                ops.pack_into(passes, release, writer.put)
+        if _has_room(sum(plan.nbytes for plan in plans.values()), file.path.parent, settings, tell):
+            with atomic_file(file.path) as out:
+                writer = PackedWriter(out, file.key, plans)
+                native_weights.pack_all(wanted, ops.threads, release, writer.put)
                 writer.finish()
-            _clean(path, origin.name, settings.packed_bytes)
-            found = read_packed(path, key)
+            _clean(file.path, file.name, settings.packed_bytes)
+            found = read_packed(file.path, file.key)
     except (OSError, NoRoom) as wrong:
         reason = wrong.strerror or str(wrong) if isinstance(wrong, OSError) else str(wrong)
         tell("packed weights are not kept for the next start: {reason}", reason=reason)
-    return found is not None and ops.adopt(passes, found)
+    return found is not None and ops.weights.adopt(wanted, found)
 
 
 def _has_room(needed: int, folder: Path, settings: Settings, tell: Tell) -> bool:

@@ -9,7 +9,7 @@ an instruction. `native_fusion` then joins neighbours, and `native_program` hand
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from khola.errors import NoKernel, NoMemory, OurFault
 from khola.native.lib import CACHE_FORMS, KhLayerCache, KhStateCache, library
-from khola.native.pack import STRIP, Packed, Plan, packed_bytes
+from khola.native.pack import STRIP, packed_bytes
 from khola.ops.latent import key_matrices, latent_sizes, value_matrices
 from khola.ops.native_fusion import fuse
 from khola.ops.native_program import NativeProgram
 from khola.ops.native_recording import Instruction, Recording
-from khola.ops.native_weights import Joined, NativeWeights, matrices_of, pack_all, with_heads
+from khola.ops.native_weights import Joined, NativeWeights, matrices_of, with_heads
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Rope, Routing, StateCache, Step, Stored, Weight
 
 CacheForm = Literal["bf16", "int8"]
@@ -105,21 +105,10 @@ class NativeOps:
 
     def settle(self, passes: Sequence[Forward], release: Callable[[], None] = lambda: None) -> None:
         """Pack every matrix that one of the passes multiplies by or looks up in."""
-        self.weights.settle(self._matrices(passes), self.threads, release)
+        self.weights.settle(self.matrices(passes), self.threads, release)
 
-    def adopt(self, passes: Sequence[Forward], matrices: Mapping[str, Packed]) -> bool:
-        """Take matrices that were packed before, if they are all that the passes need, in the form in which they would be packed now."""
-        return self.weights.adopt(self._matrices(passes), matrices)
-
-    def plans(self, passes: Sequence[Forward]) -> dict[str, Plan]:
-        """What packing would give, by name of the matrix."""
-        return self.weights.plans(self._matrices(passes))
-
-    def pack_into(self, passes: Sequence[Forward], release: Callable[[], None], put: Callable[[str, Packed], None]) -> None:
-        """Pack every matrix of the passes, and hand it on instead of keeping it; `put` is called from several threads."""
-        pack_all(self._matrices(passes), self.threads, release, put)
-
-    def _matrices(self, passes: Sequence[Forward]) -> list[Joined]:
+    def matrices(self, passes: Sequence[Forward]) -> list[Joined]:
+        """Every matrix that one of the passes needs, as it has to be packed; this records the passes, some milliseconds each."""
         recorded = [one.facts for forward in passes for one in self.recorded(forward).instructions]
         return with_heads([matrix for facts in recorded for matrix in matrices_of(facts)])
 

@@ -81,14 +81,6 @@ class NativeWeights:
             raise OurFault("the matrix {name} was not settled before a program needed it", name=matrix.name)
         return found
 
-    def plans(self, wanted: Sequence[Joined]) -> dict[str, Plan]:
-        """What packing would give, by name.
-
-        Raises:
-            NoKernel: a number format that the packer does not know.
-        """
-        return {matrix.name: plan(**_parts(matrix)) for matrix in wanted}
-
     def settle(self, wanted: Sequence[Joined], threads: int, release: Callable[[], None]) -> None:
         """Pack what is not packed yet, and keep it in memory.
 
@@ -101,6 +93,15 @@ class NativeWeights:
             NonFinite: a weight or a scale is NaN or infinite.
         """
         pack_all([matrix for matrix in wanted if matrix.name not in self._packed], threads, release, self._packed.__setitem__)
+
+
+def plans(wanted: Sequence[Joined]) -> dict[str, Plan]:
+    """What packing would give, by name.
+
+    Raises:
+        NoKernel: a number format that the packer does not know.
+    """
+    return {matrix.name: plan(**_parts(matrix)) for matrix in wanted}
 
 
 def pack_all(wanted: Sequence[Joined], threads: int, release: Callable[[], None], put: Callable[[str, Packed], None]) -> None:

@@ -22,6 +22,7 @@ from khola.loader.loaded import Loaded
 from khola.native.pack import Packed
 from khola.native.packed_file import PackedWriter
 from khola.ops import native_weights
+from khola.ops.native_ops import NativeOps
 from khola.settings import Settings
 from tests.loader.tiny_gguf import tiny_gguf
 from tests.needs import needs_library
@@ -77,6 +78,20 @@ def test_the_second_start_packs_nothing_and_says_the_same(model: Path, settings:
     assert np.array_equal(logits(second), first)
     assert all(packed.data.base is not None and not packed.data.flags.writeable for packed in second.ops.weights.matrices.values())  # type: ignore[attr-defined]
     assert files(settings) == [kept]
+
+
+def test_loading_records_every_pass_once(model: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, passes = NativeOps.recorded, []
+
+    def noted(self: NativeOps, forward: Any) -> Any:
+        passes.append(forward)
+        return recorded(self, forward)
+
+    monkeypatch.setattr(NativeOps, "recorded", noted)
+    loaded(model, settings)
+    first = len(passes)
+    loaded(model, settings)
+    assert first == len(passes) - first == 2, "logits and hidden states"
 
 
 def test_a_changed_model_is_packed_anew_and_replaces_the_old_file(model: Path, settings: Settings) -> None:

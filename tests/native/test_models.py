@@ -101,7 +101,7 @@ def _stored(name: str, shape: tuple[int, ...], kind: str) -> Any:
     # What the native engine would round is rounded for numpy as well.
     values = rounded(values) if len(shape) == 2 else values.astype(np.float32)
     kind = kind if len(shape) == 2 and shape[1] % 32 == 0 else "F32"
-    stored = Raw(kind, shape, quantise(kind, values))  # type: ignore[arg-type]
+    stored = Raw(kind, shape, quantise(kind, values))
     stored.name = name
     return stored
 
