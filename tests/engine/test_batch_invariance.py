@@ -51,6 +51,8 @@ MODELS = {
     "second token": partial(quantised_latents, further=True),
 }
 STATES = ("delta", "lightning")
+HALVES = (0, pytest.param(50, marks=pytest.mark.soak))
+"""Of a hundred trials."""
 THREADS = (1, 1, 1, 1, 2)
 """Two wait for each other long where others want the processor too; plain C++, which is slow, is chosen less often as well."""
 
@@ -255,16 +257,18 @@ def test_a_state_does_not_know_in_how_many_steps_it_came_about(kind: str) -> Non
 
 @needs_library
 @pytest.mark.slow
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("kind", STATES)
-def test_states_in_a_hundred_trials(kind: str) -> None:
-    happened = sum((trial(seed, isas=available_isas(), kind=kind) for seed in range(4000, 4100)), Counter())
+def test_states_in_a_hundred_trials(kind: str, half: int) -> None:
+    happened = sum((trial(seed, isas=available_isas(), kind=kind) for seed in range(4000 + half, 4050 + half)), Counter())
     assert min(happened[what] for what in ("preempted", "cached", "crowded")) > 0, happened
 
 
 @needs_library
 @pytest.mark.slow
-def test_a_layer_that_guesses_in_a_hundred_trials() -> None:
-    happened = sum((trial(seed, isas=available_isas(), kind="second token") for seed in range(5000, 5100)), Counter())
+@pytest.mark.parametrize("half", HALVES)
+def test_a_layer_that_guesses_in_a_hundred_trials(half: int) -> None:
+    happened = sum((trial(seed, isas=available_isas(), kind="second token") for seed in range(5000 + half, 5050 + half)), Counter())
     assert min(happened[what] for what in ("preempted", "accepted", "cached", "crowded")) > 0, happened
 
 

@@ -43,7 +43,9 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @needs(ARM_COMPILER, ARM_EMULATOR)
-@pytest.mark.parametrize(("processor", "sets"), [("max", ["dotprod", "neon"]), ("cortex-a53", ["neon"])])
+@pytest.mark.parametrize(
+    ("processor", "sets"), [("max", ["dotprod", "neon"]), pytest.param("cortex-a53", ["neon"], marks=pytest.mark.soak)]
+)
 def test_kernels_of_64_bit_arm(processor: str, sets: list[str], arm_program: Path) -> None:
     """A recent processor, and one of the first: without dot products it must never meet one."""
     lines = said(ARM_EMULATOR, "-cpu", processor, arm_program).splitlines()
