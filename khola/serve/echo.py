@@ -184,7 +184,7 @@ class EchoPieces:
             limit = 0
         calls = called(job) if isinstance(job, ChatJob) else ()
         words = [] if calls else _TOKEN.findall(self._answer())
-        words, finish = _stopped(words, job.sampling.get("stop", ()), limit)
+        words, finish, stopped_by = _stopped(words, job.sampling.get("stop", ()), limit)
         if not isinstance(job, ChatJob) and job.prompt_logprobs is not None:
             yield Piece(prompt=self._prompt_tokens(job.prompt_logprobs))
         for word in words:
@@ -193,7 +193,7 @@ class EchoPieces:
         if calls:
             yield Piece(tool_calls=calls)
         cost = Cost(prompt_tokens=len(self._prompt), cached_tokens=0, answer_tokens=len(words) + len(calls))
-        yield Piece(finish_reason=finish, cost=cost, complete=True if job.form else None)
+        yield Piece(finish_reason=finish, cost=cost, complete=True if job.form else None, stopped_by=stopped_by)
 
     def _answer(self) -> str:
         job = self._job
@@ -209,13 +209,12 @@ class EchoPieces:
         return (Token(told[0].id, told[0].spells), *told[1:])
 
 
-def _stopped(words: list[str], stops: Sequence[str], limit: int) -> tuple[list[str], FinishReason]:
-    """The words up to a stop string or the limit, and which of both it was."""
+def _stopped(words: list[str], stops: Sequence[str], limit: int) -> tuple[list[str], FinishReason, str]:
+    """The words up to a stop string or the limit, which of both it was, and the stop string."""
     text = "".join(words)
-    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
-    if ends:
-        words = _TOKEN.findall(text[: min(ends)])
-    return (words[:limit], "length") if len(words) > limit else (words, "stop")
+    at, found = min(((place, stop) for stop in stops if (place := text.find(stop)) >= 0), default=(len(text), ""))
+    words = _TOKEN.findall(text[:at]) if found else words
+    return (words[:limit], "length", "") if len(words) > limit else (words, "stop", found)
 
 
 def called(job: ChatJob) -> tuple[ToolCall, ...]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from khola.serve.backend import Backend
 from khola.serve.limits import Limits
+from khola.serve.resume import Tapes
 from khola.settings import Settings
 
 
 @dataclass(kw_only=True)
 class Service:
-    """One server; nothing about a request is kept here."""
+    """One server; nothing about a request is kept here but streams that asked for it."""
 
     backend: Backend
     settings: Settings
@@ -25,3 +26,5 @@ class Service:
     """Seconds since 1970."""
     number: Callable[[], str] = lambda: secrets.token_hex(12)
     """Ends the ids of answers: 24 hexadecimal digits that nobody can guess."""
+    tapes: Tapes = field(default_factory=Tapes)
+    """Streams that outlive their connection."""

@@ -6,7 +6,7 @@ Source   https://html.spec.whatwg.org/multipage/server-sent-events.html (framing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from khola.errors import KholaError, Late, OurFault
 from khola.serve.body import encoded
-from khola.serve.operation import deadline, request_id
+from khola.serve.operation import caller, deadline, request_id
+from khola.serve.resume import HEADER
 from khola.serve.service import Service
 
 PING = b": ping\n\n"
@@ -37,8 +38,16 @@ ErrorEvents = Callable[[KholaError, str], Sequence[Event]]
 """What a dialect says of an error, with the request's id, once a stream has begun."""
 
 
-async def event_response(request: Request, service: Service, events: Events, *, errors: ErrorEvents, lines: bool = False) -> ASGIApp:
-    """Answer with a stream.
+async def event_response(
+    request: Request,
+    service: Service,
+    events: Events,
+    *,
+    errors: ErrorEvents,
+    lines: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> ASGIApp:
+    """Answer with a stream; one whose request has `X-Conversation-Id` outlives its connection, see `khola.serve.resume`.
 
     The first event is awaited before anything is sent, for at most `Limits.ping_s`: an error until then is raised here and has a status
     of its own; a later one becomes the events that `errors` makes of it. When the client goes, or the deadline passes, `events` is closed
@@ -48,6 +57,7 @@ async def event_response(request: Request, service: Service, events: Events, *, 
         events: what to send; begin the job inside of it, so that a model that loads for long is waited for with pings.
         errors: events that tell of an error.
         lines: lines of JSON instead of server-sent events; these have no pings.
+        headers: further ones of the answer.
     Raises:
         KholaError: what `events` raised before its first event.
     """
@@ -59,7 +69,14 @@ async def event_response(request: Request, service: Service, events: Events, *, 
     except BaseException:
         await _stop(first, events)
         raise
-    return _Stream(request, service, events, first, errors, lines)
+    stream = _Stream(request, service, events, first, errors, lines, headers or {})
+    if (name := request.headers.get(HEADER)) is None:
+        return stream
+    try:
+        return await service.tapes.keep(caller(request).name, name, stream, request.scope)
+    except BaseException:
+        await _stop(first, events)
+        raise
 
 
 async def _stop(first: asyncio.Future[Event], events: Events) -> None:
@@ -75,20 +92,28 @@ class _Stream:
     """The answer as an ASGI application."""
 
     def __init__(
-        self, request: Request, service: Service, events: Events, first: asyncio.Future[Event], errors: ErrorEvents, lines: bool
+        self,
+        request: Request,
+        service: Service,
+        events: Events,
+        first: asyncio.Future[Event],
+        errors: ErrorEvents,
+        lines: bool,
+        headers: Mapping[str, str],
     ) -> None:
         self._service = service
         self._events = events
         self._first = first
         self._errors = errors
         self._lines = lines
+        self._headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         self._id = request_id(request)
         self._deadline = deadline(request)
         self._sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = b"application/x-ndjson" if self._lines else b"text/event-stream; charset=utf-8"
-        headers = [(b"content-type", kind), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        headers = [(b"content-type", kind), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *self._headers]
         pings: asyncio.Task[None] | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
