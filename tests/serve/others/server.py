@@ -43,8 +43,9 @@ def service(backend: Any = None, **more: Any) -> Service:
 
 
 def client(served: Service) -> httpx2.AsyncClient:
-    """A client of a server in this process; answers come whole."""
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app(served)), base_url="http://127.0.0.1:11500")
+    """A client of a server in this process, with the key of its page, which may do everything; answers come whole."""
+    key = {"authorization": f"Bearer {served.guard.page_key}"}
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app(served)), base_url="http://127.0.0.1:11500", headers=key)
 
 
 def ask(served: Service, path: str, body: Any = None, *, method: str = "POST", headers: dict[str, str] | None = None) -> httpx2.Response:

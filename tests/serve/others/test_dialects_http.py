@@ -143,6 +143,14 @@ def test_a_request_without_a_prompt_loads_and_unloads() -> None:
     assert (running["name"], running["context_length"]) == ("echo", 131_072)
 
 
+def test_without_an_administrators_key_nothing_is_unloaded_or_pulled() -> None:
+    served, plain = service(), {"authorization": ""}
+    answer = ask(served, "/api/chat", {**OLLAMA, "model": "echo", "keep_alive": 0}, headers=plain)
+    assert answer.status_code == 403 and "administrator" in answer.json()["error"]
+    assert ask(served, "/api/pull", {"model": "m"}, headers=plain).status_code == 401
+    assert len(ask(served, "/api/ps", method="GET", headers=plain).json()["models"]) == 1
+
+
 def test_num_ctx_bounds_the_answer_or_is_refused() -> None:
     backend = Scripted([last()])
     asked = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
