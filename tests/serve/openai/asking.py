@@ -72,11 +72,15 @@ class Client:
         settings = Settings(home=home, user_home=Path("none"))
         self._transport = httpx2.ASGITransport(app(Service(backend=self.backend, settings=settings)))
 
+    def session(self) -> httpx2.AsyncClient:
+        """For requests that meet each other in one event loop."""
+        return httpx2.AsyncClient(transport=self._transport, base_url="http://127.0.0.1:11500")
+
     def ask(self, method: str, path: str, body: Any = None) -> httpx2.Response:
         """One request and its whole answer."""
 
         async def run() -> httpx2.Response:
-            async with httpx2.AsyncClient(transport=self._transport, base_url="http://127.0.0.1:11500") as client:
+            async with self.session() as client:
                 return await client.request(method, path, **({} if body is None else {"json": body}))
 
         return asyncio.run(run())

@@ -7,6 +7,7 @@ beside them; `routes.py` and `responses_routes.py` join both.
 from __future__ import annotations
 
 from khola.serve.dialects.openai.errors import error_body
+from khola.serve.dialects.openai.responses_routes import ResponsesRoutes
 from khola.serve.dialects.openai.routes import Routes
 from khola.serve.operation import Operation
 from khola.serve.service import Service
@@ -17,4 +18,4 @@ PREFIXES = ("/v1/", "/tokenize", "/detokenize")
 
 def operations(service: Service) -> list[Operation]:
     """Everything that the dialect offers."""
-    return Routes(service).operations()
+    return [*Routes(service).operations(), *ResponsesRoutes(service).operations()]

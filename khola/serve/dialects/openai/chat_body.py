@@ -162,9 +162,12 @@ def _sampling(chat: ChatBody, limits: Limits) -> dict[str, Any]:
     return {**found, **lengths, **({"logprobs": chat.top_logprobs or 0} if chat.logprobs else {})}
 
 
-def messages_of(given: Sequence[Mapping[str, Any]], limits: Limits) -> tuple[Message, ...]:
+def messages_of(given: Sequence[Mapping[str, Any]], limits: Limits, param: str = "") -> tuple[Message, ...]:
     """The turns of a conversation.
 
+    Args:
+        given: messages.
+        param: names what they were made from, where that is not `messages`.
     Raises:
         AskedWrong: and what it is in `conversation`; the fact `param` names the message.
     """
@@ -174,7 +177,7 @@ def messages_of(given: Sequence[Mapping[str, Any]], limits: Limits) -> tuple[Mes
         return conversation(plain)
     except AskedWrong as error:
         at = error.facts.get("index")
-        error.facts.setdefault("param", "messages" if at is None else f"messages[{at}]")
+        error.facts.setdefault("param", param or ("messages" if at is None else f"messages[{at}]"))
         raise
 
 
@@ -247,7 +250,7 @@ def _named(choice: Any, tools: Sequence[Tool]) -> Tool:
     raise AskedWrong("{param} names {name!r}, which is not offered", param="tool_choice", name=str(name)[:100])
 
 
-def form_of(given: FormatBody | None, grammar: str | None) -> tuple[dict[str, Any], str]:
+def form_of(given: FormatBody | None, grammar: str | None, param: str = "response_format") -> tuple[dict[str, Any], str]:
     """The form of an answer for the engine, and the name of its schema.
 
     Raises:
@@ -264,8 +267,8 @@ def form_of(given: FormatBody | None, grammar: str | None) -> tuple[dict[str, An
     if schema is None and given.type == "json_object":
         return {"json_object": True}, ""
     if not isinstance(schema, dict):
-        raise BadSchema("Invalid schema for response_format {name!r}: it is missing", name=name, param="response_format")
-    return {"schema": check_schema(schema, name, "response_format")}, name
+        raise BadSchema("Invalid schema for response_format {name!r}: it is missing", name=name, param=param)
+    return {"schema": check_schema(schema, name, param)}, name
 
 
 def check_schema(schema: dict[str, Any], name: str, param: str) -> dict[str, Any]:
