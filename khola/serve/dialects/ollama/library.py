@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from khola.errors import Cancelled, KholaError, OurFault, UnknownModel
@@ -145,7 +146,8 @@ async def pull_lines(service: Service, name: str) -> AsyncGenerator[Event, None]
     left = threading.Event()
 
     def put(line: dict[str, Any] | KholaError | None) -> None:
-        loop.call_soon_threadsafe(lines.put_nowait, line)
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(lines.put_nowait, line)
 
     def heard(progress: Progress) -> None:
         if left.is_set():
@@ -161,11 +163,11 @@ async def pull_lines(service: Service, name: str) -> AsyncGenerator[Event, None]
         try:
             pull(called(name), settings=service.settings, progress=heard)
             put({"status": "success"})
+            put(None)
         except KholaError as error:
             put(error)
         except Exception as wrong:
             put(OurFault("{kind}: {what}", kind=type(wrong).__name__, what=str(wrong)))
-        put(None)
 
     worker = threading.Thread(target=work, name=f"pull {name[:40]}", daemon=True)
     worker.start()
