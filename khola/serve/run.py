@@ -125,6 +125,7 @@ async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Ca
         await asyncio.wait({running, begun}, return_when=asyncio.FIRST_COMPLETED)
         if begun.done():
             service.log.line("ready")
+            service.offline.go_on()
             ready()
         await asyncio.wait({running})
         begun.cancel()
@@ -134,6 +135,8 @@ async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Ca
             task.cancel()
         if cut:
             await asyncio.wait(cut)
+        await service.tapes.close()
+        await service.offline.close()
         await service.backend.close(0.0 if running.cancelled() else limits.drain_s)
     service.log.line("stopped", cut=len(cut))
     if not running.cancelled():

@@ -15,6 +15,7 @@ from khola.serve.guard import Guard
 from khola.serve.limits import Limits
 from khola.serve.log import Log
 from khola.serve.metrics import Metrics
+from khola.serve.offline import Offline
 from khola.serve.operation import Operation
 from khola.serve.resume import Tapes
 from khola.settings import Settings
@@ -44,6 +45,7 @@ class Service:
     def __post_init__(self) -> None:
         self.deadlines = Deadlines(self.limits.deadline_s)
         self.admission = Admission(self.limits)
+        self.offline = Offline(self)
 
     def stop(self, grace_s: float) -> None:
         """Take on nothing more, and let what runs end within so many seconds."""
