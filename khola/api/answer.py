@@ -25,6 +25,8 @@ class Delta:
     """Set on the last delta."""
     complete: bool | None = None
     """Set on the last delta of an answer that was held to a form: whether it has it, or was cut short."""
+    stopped_by: str = ""
+    """Set on the last delta of an answer that a stop string ended: which one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Answer:
     tool_calls: tuple[ToolCall, ...] = ()
     complete: bool | None = None
     """Whether the text has the form that was asked for; False when it was cut short, None when it was free."""
+    stopped_by: str = ""
+    """The stop string that ended it; empty where it ended otherwise."""
     is_json: bool = False
     """The form that was asked for is JSON."""
 

@@ -76,6 +76,7 @@ class DeltaStream(Iterator[Delta]):
                     usage=event.usage,
                     tool_calls=calls,
                     complete=event.complete,
+                    stopped_by=event.stopped_by,
                 )
             parsed = self._parser.push(event.text)
             self._calls += parsed.tool_calls
@@ -112,5 +113,6 @@ class DeltaStream(Iterator[Delta]):
             tokens=tuple(token for delta in deltas for token in delta.tokens),
             tool_calls=last.tool_calls,
             complete=last.complete,
+            stopped_by=last.stopped_by,
             is_json=self._is_json,
         )

@@ -139,7 +139,7 @@ class Job:
         self.ended = True
         mean_D = None if self._pooled_D is None else (self._pooled_D / max(1, self._pooled)).astype(np.float32)
         complete = None if self._constraint is None else self._constraint.complete
-        return Finished(self.request, reason, self._usage(now), tuple(self._logprobs), mean_D, complete)
+        return Finished(self.request, reason, self._usage(now), tuple(self._logprobs), mean_D, complete, self._output.stopped_by)
 
     def fail(self, error: KholaError) -> Failed:
         """The last event of a request that could not be answered."""

@@ -46,14 +46,16 @@ class StopFinder:
         self._longest = max(map(len, stops), default=0)
         self._initials = frozenset(stop[0] for stop in stops)
         self.held = ""
+        self.found = ""
+        """The stop string that ended the text; empty while none has."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is certain to belong to the answer, and whether a stop string has ended it."""
         if not self._stops:
             return text, False
         self.held += text
-        ends = [(at + len(stop), at) for stop in self._stops if (at := self.held.find(stop)) >= 0]
-        cut = min(ends)[1] if ends else self._unsure()
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := self.held.find(stop)) >= 0]
+        _, cut, self.found = min(ends) if ends else (0, self._unsure(), "")
         safe, self.held = self.held[:cut], "" if ends else self.held[cut:]
         return safe, bool(ends)
 
@@ -93,6 +95,11 @@ class Output:
     def left(self) -> int:
         """Tokens that the answer may still have."""
         return self._left
+
+    @property
+    def stopped_by(self) -> str:
+        """The stop string that ended the answer; empty where it ended otherwise, or goes on."""
+        return self._finder.found
 
     def push(self, token: TokenInfo, *, last: bool = False) -> Said:
         """Take in the next token; behind the last one nothing can follow."""

@@ -152,6 +152,8 @@ class Finished:
     """Mean of the normed hidden states of the prompt, [D], if asked for."""
     complete: bool | None = None
     """Whether the answer satisfies its grammar; False when it was cut short, None without a grammar."""
+    stopped_by: str = ""
+    """The stop string that ended it; empty where it ended otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """Only in the last piece."""
     complete: bool | None = None
     """In the last piece of an answer that was held to a form: whether it has it."""
+    stopped_by: str = ""
+    """In the last piece of an answer that a stop string ended: which one."""
 
 
 class Pieces(Protocol):

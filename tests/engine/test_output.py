@@ -43,6 +43,7 @@ def test_stops_do_not_depend_on_cuts(text: str, stops: list[str], places: list[i
     if not done:
         said += finder.finish()
     assert (said, done) == (expected, stopped)
+    assert bool(finder.found) == stopped and text.startswith(expected + finder.found)
 
 
 @given(text=LETTERS, stops=STOPS)

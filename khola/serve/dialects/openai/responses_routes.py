@@ -1,0 +1,180 @@
+"""The addresses of responses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from khola.errors import AskedWrong, KholaError, Late, OurFault, TooMany, UnknownOption
+from khola.serve.backend import ChatJob, Piece
+from khola.serve.body import json_response, read_json
+from khola.serve.dialects.openai.answers import merged, running
+from khola.serve.dialects.openai.responses import Response
+from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of
+from khola.serve.dialects.openai.responses_store import ResponseStore
+from khola.serve.dialects.openai.routes import headed, named_schema, only_model, told
+from khola.serve.operation import Operation, caller, request_id
+from khola.serve.service import Service
+from khola.serve.sse import Event, event_response
+
+FILE = "responses.sqlite"
+PATH = "/v1/responses/{number}"
+_log = logging.getLogger("khola.serve")
+
+
+class ResponsesRoutes:
+    """What the addresses do.
+
+    Args:
+        service: the server.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._backend = service.backend
+        self._store = ResponseStore(service.settings.home / FILE, service.clock)
+        self._behind: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        """Responses that are made in the background, by their ids, with their owners."""
+
+    def operations(self) -> list[Operation]:
+        """All of them."""
+        made = Operation(
+            method="POST", path="/v1/responses", run=self.create, scope="infer", summary="A response to turns, kept on the server",
+            body=ResponseBody, work=True, streams=True,
+        )  # fmt: skip
+        return [
+            made,
+            Operation(
+                method="POST", path="/v1/responses/input_tokens", run=self.input_tokens, scope="infer",
+                summary="How many tokens a response would read", body=ResponseBody,
+            ),
+            Operation(method="GET", path=PATH, run=self.get, scope="infer", summary="A response that is kept"),
+            Operation(method="DELETE", path=PATH, run=self.delete, scope="infer", summary="Forget a response"),
+            Operation(
+                method="POST", path=f"{PATH}/cancel", run=self.cancel, scope="infer", types=(),
+                summary="Stop a response that is made in the background",
+            ),
+        ]  # fmt: skip
+
+    async def create(self, request: Request) -> ASGIApp:
+        """`POST /v1/responses`."""
+        found, job, model = await self._asked(request)
+        response = Response(found, model, int(self._service.clock()), self._service.number)
+        if found.body.background:
+            return json_response(self._service, await self._start_behind(request, found, job, model, response), headers=told(found.ignored))
+        if found.body.stream:
+            events = self._events(request, found, job, model, response)
+            return headed(await event_response(request, self._service, events, errors=response.failed), found.ignored)
+        async with aclosing(self._pieces(found, job, model)) as pieces:
+            async for piece in pieces:
+                response.push(piece)
+        await self._keep(caller(request).name, found, response)
+        return json_response(self._service, response.body(), headers=told(found.ignored))
+
+    async def input_tokens(self, request: Request) -> ASGIApp:
+        """`POST /v1/responses/input_tokens`."""
+        _, job, model = await self._asked(request)
+        _, ids = await self._backend.rendered(job, model)
+        return json_response(self._service, {"object": "response.input_tokens", "input_tokens": len(ids)})
+
+    async def get(self, request: Request) -> ASGIApp:
+        """`GET /v1/responses/{id}`."""
+        if request.query_params.get("stream", "false") not in ("false", "0", ""):
+            raise UnknownOption("{param} is not supported here", hint="leave it out", param="stream")
+        return json_response(self._service, await self._store.get(caller(request).name, request.path_params["number"]))
+
+    async def delete(self, request: Request) -> ASGIApp:
+        """`DELETE /v1/responses/{id}`; one that is being made is stopped."""
+        owner, number = caller(request).name, request.path_params["number"]
+        await self._stop(owner, number)
+        await self._store.delete(owner, number)
+        return json_response(self._service, {"id": number, "object": "response", "deleted": True})
+
+    async def cancel(self, request: Request) -> ASGIApp:
+        """`POST /v1/responses/{id}/cancel`; one that has ended stays as it is."""
+        owner, number = caller(request).name, request.path_params["number"]
+        await self._stop(owner, number)
+        body = await self._store.get(owner, number)
+        if not body["background"]:
+            raise AskedWrong("only a response that is made in the background can be cancelled", param="response_id")
+        return json_response(self._service, body)
+
+    async def _asked(self, request: Request) -> tuple[Asked, ChatJob, str]:
+        """What was asked, with all that stands before it."""
+        found = asked(await read_json(request, self._service), self._service.limits)
+        who, limits = caller(request), self._service.limits
+        before: Items = await self._store.before(who.name, found.body.previous_response_id, limits.messages)
+        job = job_of(found, before, limits, who.tenant)
+        return found, job, found.body.model or await only_model(self._service)
+
+    async def _events(self, request: Request, found: Asked, job: ChatJob, model: str, response: Response) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._pieces(found, job, model)) as pieces:
+            first = await anext(pieces)
+            for event in response.begin():
+                yield event
+            for event in await self._pushed(request, found, response, first):
+                yield event
+            async for piece in pieces:
+                for event in await self._pushed(request, found, response, piece):
+                    yield event
+
+    async def _pushed(self, request: Request, found: Asked, response: Response, piece: Piece) -> list[Event]:
+        """What tells of a piece; with the last one the response is kept before anybody hears that it is whole."""
+        events = response.push(piece)
+        if piece.finish_reason is not None:
+            await self._keep(caller(request).name, found, response)
+        return events
+
+    async def _pieces(self, found: Asked, job: ChatJob, model: str) -> AsyncGenerator[Piece, None]:
+        """The answer."""
+        with named_schema(found.schema_name, "text.format"):
+            async with running(self._backend, [job], model) as answers, aclosing(merged(answers)) as pieces:
+                async for _, piece in pieces:
+                    yield piece
+
+    async def _keep(self, owner: str, found: Asked, response: Response) -> None:
+        if found.body.store is not False:
+            await self._store.put(owner, response.body(), found.items)
+
+    async def _start_behind(self, request: Request, found: Asked, job: ChatJob, model: str, response: Response) -> dict[str, object]:
+        """Begin a response that is asked for later, and give what it is now."""
+        owner, number = caller(request).name, request_id(request)
+        mine = sum(one == owner for one, _ in self._behind.values())
+        if mine >= self._service.limits.in_flight:
+            raise TooMany("{found} responses are being made in the background; at most {limit} may", found=mine, limit=mine)
+        await self._keep(owner, found, response)
+
+        async def make() -> None:
+            try:
+                async with asyncio.timeout(self._service.limits.deadline_s), aclosing(self._pieces(found, job, model)) as pieces:
+                    async for piece in pieces:
+                        response.push(piece)
+            except TimeoutError:
+                response.fail(Late("the answer took longer than {seconds} s", seconds=self._service.limits.deadline_s), number)
+            except KholaError as error:
+                response.fail(error, number)
+            except asyncio.CancelledError:
+                response.cancel()
+            except Exception as wrong:
+                _log.exception("request %s", number)
+                response.fail(OurFault("{kind}: {what}", kind=type(wrong).__name__, what=str(wrong)), number)
+            finally:
+                self._behind.pop(response.id, None)
+            await self._keep(owner, found, response)
+
+        self._behind[response.id] = owner, asyncio.create_task(make())
+        body = response.body()
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never writes down that it was
+        return body
+
+    async def _stop(self, owner: str, number: str) -> None:
+        """Stop a response that is made in the background, and wait until that is written down."""
+        whose, task = self._behind.get(number, ("", None))
+        if task is not None and whose == owner:
+            task.cancel()
+            await asyncio.wait({task})
