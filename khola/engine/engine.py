@@ -133,6 +133,7 @@ class Engine:
         with self._turn:
             self._inbox.append((request, None))
             self._settle()
+            self._turn.notify_all()
 
     def step(self) -> list[Event]:
         """Compute one step, or nothing when there is nothing to do; gives what happened to requests that were submitted, not streamed."""
