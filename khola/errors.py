@@ -141,6 +141,48 @@ class Cancelled(AskedWrong):
     code = "cancelled"
 
 
+class NotFound(AskedWrong):
+    """Nothing has this address or id here, or it belongs to somebody else."""
+
+    http_status = 404
+    code = "not_found"
+
+
+class WrongMethod(AskedWrong):
+    """The address is there, but cannot be asked in this way."""
+
+    http_status = 405
+    code = "method_not_allowed"
+
+
+class TooSlow(AskedWrong):
+    """The request came in more slowly than the server waits."""
+
+    http_status = 408
+    code = "request_timeout"
+
+
+class TooLarge(AskedWrong):
+    """The request is larger than the server reads."""
+
+    http_status = 413
+    code = "request_too_large"
+
+
+class WrongType(AskedWrong):
+    """The body is of another media type than this address reads."""
+
+    http_status = 415
+    code = "unsupported_media_type"
+
+
+class Misdirected(AskedWrong):
+    """The request names a host that this server is not."""
+
+    http_status = 421
+    code = "misdirected_request"
+
+
 class BadFiles(KholaError):
     """A model file is damaged, hostile or of another kind than its place says."""
 
@@ -265,6 +307,20 @@ class Busy(NoRoom):
     code = "busy"
 
 
+class TooMany(NoRoom):
+    """This caller, or all of them together, ask more than the server takes on at once."""
+
+    http_status = 429
+    code = "rate_limit_exceeded"
+
+
+class Late(NoRoom):
+    """The answer was not there at its deadline."""
+
+    http_status = 504
+    code = "deadline_exceeded"
+
+
 class Forbidden(KholaError):
     """A licence or a setting does not allow it."""
 
@@ -283,6 +339,13 @@ class Gated(Forbidden):
     """The lab asks everyone to accept its licence before it gives out the files."""
 
     code = "gated_model"
+
+
+class NoKey(Forbidden):
+    """A key is needed, and none that is valid was given."""
+
+    http_status = 401
+    code = "invalid_api_key"
 
 
 class NoSource(KholaError):

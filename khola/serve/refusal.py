@@ -1,0 +1,50 @@
+"""The shape of errors where no dialect has one of its own: OpenAI's, which most clients read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from khola.errors import AskedWrong, KholaError, NoKey, NoMemory, NoRoom, OurFault, TooMany
+
+KINDS: dict[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+    501: "not_supported_error",
+    502: "unavailable_error",
+    503: "unavailable_error",
+    504: "unavailable_error",
+}
+
+
+def kind_of(status: int) -> str:
+    """`type` of an error by its status, from OpenAI's list."""
+    return KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def message_of(error: KholaError) -> str:
+    """What happened and what to do, in English; of our own faults only that there was one."""
+    if isinstance(error, OurFault):
+        return "the server failed on this request; its log says more under the request id"
+    hint = error.hint()
+    return f"{error.told()}; {hint}" if hint else error.told()
+
+
+def error_body(error: KholaError, request_id: str) -> dict[str, Any]:
+    """The body of an error. `param` is the fact of that name."""
+    kind = "invalid_request_error" if isinstance(error, AskedWrong) and error.http_status == 404 else kind_of(error.http_status)
+    param = error.facts.get("param")
+    return {"error": {"message": message_of(error), "type": kind, "param": param, "code": error.code, "request_id": request_id}}
+
+
+def error_headers(error: KholaError) -> dict[str, str]:
+    """Headers that tell a client whether to ask again, and when."""
+    if isinstance(error, NoMemory):
+        return {"x-should-retry": "false"}
+    if isinstance(error, TooMany | NoRoom):
+        return {"retry-after": str(error.facts.get("retry_after", 2)), "x-should-retry": "true"}
+    if isinstance(error, NoKey):
+        return {"www-authenticate": "Bearer"}
+    return {}
