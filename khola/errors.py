@@ -66,13 +66,6 @@ class UnknownModel(AskedWrong):
     code = "model_not_found"
 
 
-class NotThere(AskedWrong):
-    """Nothing of what this user keeps on the server is called so."""
-
-    http_status = 404
-    code = "not_found"
-
-
 class NotPulled(AskedWrong):
     """The model is known, but its files are not on this disk."""
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, final
 
 import msgspec
 
-from khola.errors import AskedWrong, BadFiles, NoDisk, NotThere
+from khola.errors import AskedWrong, BadFiles, NoDisk, NotFound
 
 Role = Literal["user", "assistant"]
 
@@ -173,7 +173,7 @@ class History:
         """One conversation.
 
         Raises:
-            NotThere: this owner has none of this id.
+            NotFound: this owner has none of this id.
         """
         found = self._rows("SELECT * FROM conversations WHERE id = ? AND owner = ?", (key, owner))
         if not found:
@@ -196,7 +196,7 @@ class History:
         """Change what the change names.
 
         Raises:
-            NotThere: this owner has no such conversation, or it has no such leaf.
+            NotFound: this owner has no such conversation, or it has no such leaf.
         """
         with self._change() as db:
             before = self.conversation(owner, key)
@@ -216,7 +216,7 @@ class History:
         """Delete a conversation with all its messages.
 
         Raises:
-            NotThere: this owner has no such conversation.
+            NotFound: this owner has no such conversation.
         """
         with self._change() as db:
             self.conversation(owner, key)
@@ -226,7 +226,7 @@ class History:
         """All messages of all branches, in the order in which they were written.
 
         Raises:
-            NotThere: this owner has no such conversation.
+            NotFound: this owner has no such conversation.
         """
         self.conversation(owner, key)
         return [_kept(row) for row in self._rows("SELECT * FROM messages WHERE conversation = ? ORDER BY number", (key,))]
@@ -235,7 +235,7 @@ class History:
         """The messages from the first to a leaf.
 
         Raises:
-            NotThere: this owner has no such conversation, or it has no such message.
+            NotFound: this owner has no such conversation, or it has no such message.
         """
         by_id = {message.id: message for message in self.messages(owner, key)}
         found: list[Kept] = []
@@ -250,7 +250,7 @@ class History:
         """Append a message and show it.
 
         Raises:
-            NotThere: this owner has no such conversation, or it has no such parent.
+            NotFound: this owner has no such conversation, or it has no such parent.
             AskedWrong: the message or the conversation is longer than it may be.
         """
         with self._change() as db:
@@ -271,7 +271,7 @@ class History:
         """Put what an answer has become in place of what was kept of it while it was written; its parent and role stay.
 
         Raises:
-            NotThere: there is no such message.
+            NotFound: there is no such message.
             AskedWrong: a question is to be changed, or the text is too long.
         """
         with self._change() as db:
@@ -290,7 +290,7 @@ class History:
         """Keep a summary of everything up to and with a message.
 
         Raises:
-            NotThere: there is no such conversation or message.
+            NotFound: there is no such conversation or message.
         """
         with self._change() as db:
             self.conversation(owner, key)
@@ -313,13 +313,19 @@ class History:
 
     def set_persona(self, owner: str, persona: Persona) -> Persona:
         """Keep a persona."""
+        _check_text(persona.description)
         with self._change() as db:
-            row = (owner, _short(persona.name), persona.description[:20_000])
+            row = (owner, _short(persona.name), persona.description)
             db.execute("INSERT OR REPLACE INTO personas VALUES (?, ?, ?)", row)
         return self.persona(owner)
 
+    def meets(self, owner: str) -> bool:
+        """Whether this owner was never here before; from now on they were."""
+        with self._change() as db:
+            return bool(db.execute("INSERT OR IGNORE INTO personas VALUES (?, '', '')", (owner,)).rowcount)
+
     def characters(self, owner: str) -> list[sqlite3.Row]:
-        """Rows of an owner's characters without their pictures; `khola.serve.cast` reads them."""
+        """Rows of an owner's characters without their pictures."""
         text = "SELECT id, name, card, portrait IS NOT NULL AS pictured, updated FROM characters WHERE owner = ? ORDER BY name, id"
         return self._rows(text, (owner,))
 
@@ -327,7 +333,7 @@ class History:
         """Row of one character with its picture.
 
         Raises:
-            NotThere: this owner has none of this id.
+            NotFound: this owner has none of this id.
         """
         found = self._rows("SELECT *, portrait IS NOT NULL AS pictured FROM characters WHERE id = ? AND owner = ?", (key, owner))
         if not found:
@@ -338,7 +344,7 @@ class History:
         """Write a new character, or over one of this id; without a picture, one that was there stays. Returns its id.
 
         Raises:
-            NotThere: this owner has none of this id.
+            NotFound: this owner has none of this id.
         """
         now = self._clock()
         with self._change() as db:
@@ -355,7 +361,7 @@ class History:
         """Delete a character; conversations with it stay.
 
         Raises:
-            NotThere: this owner has none of this id.
+            NotFound: this owner has none of this id.
         """
         with self._change() as db:
             self.character(owner, key)
@@ -405,9 +411,9 @@ class History:
             self._db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT")
 
 
-def absent(key: str) -> NotThere:
+def absent(key: str) -> NotFound:
     """The same answer for what is not there and what is somebody else's."""
-    return NotThere("there is no {key!r} here", key=key[:80])
+    return NotFound("there is no {key!r} here", key=key[:80])
 
 
 def _new_id() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from khola.errors import AskedWrong, BadFiles, NotThere
+from khola.errors import AskedWrong, BadFiles, NotFound
 from khola.serve import history as module
 from khola.serve.history import Change, Draft, History, Persona
 
@@ -73,7 +73,7 @@ def test_somebody_elses_row_is_absent_for_every_verb(history: History) -> None:
         lambda: history.keep_character("bela", who, "x", "{}", None),
         lambda: history.forget_character("bela", who),
     ):
-        with pytest.raises(NotThere, match="there is no"):
+        with pytest.raises(NotFound, match="there is no"):
             verb()
     assert [c.id for c in history.conversations("bela")] == [other] and history.characters("bela") == []
     assert [m.content for m in history.messages("anna", key)][1] == "এখানে"
@@ -91,7 +91,7 @@ def test_forgetting_takes_messages_and_memories_along(history: History) -> None:
     key, ids = talk(history)
     history.remember("anna", key, ids[0], "s")
     history.forget("anna", key)
-    with pytest.raises(NotThere):
+    with pytest.raises(NotFound):
         history.conversation("anna", key)
     counts = [history._rows(f"SELECT count(*) AS n FROM {table}", ())[0]["n"] for table in ("messages", "memories")]
     assert counts == [0, 0]
