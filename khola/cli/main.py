@@ -14,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from khola import __version__
-from khola.cli import bench, chat, complete, doctor, fit, import_, list_, pull, quantise, show
+from khola.cli import bench, chat, complete, doctor, fit, import_, key, list_, pull, quantise, serve, show
 from khola.cli.options import Lang, asked_language
 from khola.cli.refused import refused
 from khola.cli.talk import Talk
@@ -69,6 +69,12 @@ def build_app(language: str = "en") -> Any:
     app.callback()(_root)
     _add(app, "chat", chat.chat, "Talk with a model, or ask it one question.")
     _add(app, "complete", complete.complete, "Continue a text as it stands, without a chat format.")
+    _add(app, "serve", serve.serve, "Answer programs and the page over HTTP.")
+    keys = typer.Typer(help="Make, list and revoke keys of the server.", short_help="Make, list and revoke keys of the server.")
+    _add(keys, "new", key.new, "Make a key and print it: the only time that it is shown.")
+    _add(keys, "list", key.list_keys, "List the keys, without what opens anything.")
+    _add(keys, "revoke", key.revoke, "Take a key away; a running server refuses it from its next request on.")
+    app.add_typer(keys, name="key")
     _add(app, "pull", pull.pull, "Bring a model to this disk; what is here and right is not fetched again.")
     _add(app, "list", list_.list_models, "List the models on this disk.")
     _add(app, "import", import_.import_model, "Take a model that is on this disk already; files are linked, not copied.")

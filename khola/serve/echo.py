@@ -18,7 +18,7 @@ from typing import Any
 import regex
 
 from khola.chat.message import ToolCall
-from khola.errors import ContextOverflow, EmptyPrompt, TooMany
+from khola.errors import Busy, ContextOverflow, EmptyPrompt
 from khola.serve.backend import ChatJob, Cost, FinishReason, Job, ModelState, Piece, State, Token
 
 CONTEXT = 131_072
@@ -54,7 +54,7 @@ class Echo:
     async def start(self, job: Job, model: str) -> EchoPieces:
         """Begin an answer."""
         if self._closed:
-            raise TooMany("the server is stopping")
+            raise Busy("the server is stopping")
         prompt = self._prompt(job)
         ids = [self._id(word) for word in _TOKEN.findall(prompt)]
         if not ids:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from khola.errors import AskedWrong, KholaError, NoKey, NoMemory, NoRoom, OurFault, TooMany
+from khola.errors import AskedWrong, KholaError, NoKey, NoMemory, NoRoom, OurFault
 
 KINDS: dict[int, str] = {
     401: "authentication_error",
@@ -41,9 +41,11 @@ def error_body(error: KholaError, request_id: str) -> dict[str, Any]:
 
 def error_headers(error: KholaError) -> dict[str, str]:
     """Headers that tell a client whether to ask again, and when."""
+    if allow := error.facts.get("allow"):
+        return {"allow": str(allow)}
     if isinstance(error, NoMemory):
         return {"x-should-retry": "false"}
-    if isinstance(error, TooMany | NoRoom):
+    if isinstance(error, NoRoom):
         return {"retry-after": str(error.facts.get("retry_after", 2)), "x-should-retry": "true"}
     if isinstance(error, NoKey):
         return {"www-authenticate": "Bearer"}

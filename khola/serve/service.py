@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from khola.serve.admission import Admission
 from khola.serve.backend import Backend
+from khola.serve.deadlines import Deadlines
+from khola.serve.guard import Guard
 from khola.serve.limits import Limits
+from khola.serve.log import Log
+from khola.serve.metrics import Metrics
+from khola.serve.operation import Operation
 from khola.settings import Settings
 
 
@@ -19,9 +26,23 @@ class Service:
     backend: Backend
     settings: Settings
     limits: Limits = field(default_factory=Limits)
+    guard: Guard = field(default_factory=Guard)
+    log: Log = field(default_factory=Log)
+    metrics: Metrics = field(default_factory=Metrics)
+    operations: tuple[Operation, ...] = ()
+    """Everything that its application offers."""
     raw_utf8: bool = False
     """Write other letters than ASCII as they are, instead of escaped, which no split of bytes can harm."""
     clock: Callable[[], float] = time.time
     """Seconds since 1970."""
     number: Callable[[], str] = lambda: secrets.token_hex(12)
     """Ends the ids of answers: 24 hexadecimal digits that nobody can guess."""
+
+    def __post_init__(self) -> None:
+        self.deadlines = Deadlines(self.limits.deadline_s)
+        self.admission = Admission(self.limits)
+
+    def stop(self, grace_s: float) -> None:
+        """Take on nothing more, and let what runs end within so many seconds."""
+        self.admission.closed = True
+        self.deadlines.stop_by(asyncio.get_running_loop().time() + grace_s)

@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from khola.errors import KholaError, Late, OurFault
+from khola.errors import Cancelled, KholaError, OurFault
 from khola.serve.body import encoded
 from khola.serve.operation import deadline, request_id
 from khola.serve.service import Service
@@ -95,12 +95,12 @@ class _Stream:
             if not self._lines:
                 pings = asyncio.create_task(self._ping(send))
             try:
-                async with asyncio.timeout_at(self._deadline):
+                async with self._service.deadlines.until(self._deadline):
                     await self._pump(send)
-            except TimeoutError:
-                late = Late("the answer took longer than {seconds} s", seconds=self._service.limits.deadline_s)
-                await self._tell(send, self._errors(late, self._id))
+            except Cancelled:  # nobody is there to hear of it
+                raise
             except KholaError as error:
+                self._service.metrics.refused(error.code)
                 await self._tell(send, self._errors(error, self._id))
         finally:
             if pings is not None:
@@ -118,6 +118,7 @@ class _Stream:
         except (KholaError, TimeoutError):
             raise
         except Exception as wrong:
+            self._service.log.failure("stream failed", wrong, id=self._id)
             raise OurFault("a stream failed: {kind}: {what}", kind=type(wrong).__name__, what=str(wrong)) from wrong
 
     async def _tell(self, send: Send, events: Sequence[Event]) -> None:

@@ -1,0 +1,47 @@
+"""How much is taken on at once; what is more is refused at once, so that what was taken on is answered in time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from khola.errors import Busy, TooMany
+from khola.serve.limits import Limits
+from khola.serve.operation import Caller
+
+
+class Admission:
+    """Counts requests that make a model work, from their first byte to the last of their answer."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._of: Counter[str] = Counter()
+        self.running = 0
+        """Of all callers."""
+        self.closed = False
+        """Take on nothing more: the server is about to stop."""
+
+    @contextmanager
+    def place(self, caller: Caller) -> Iterator[None]:
+        """A place for one request.
+
+        Raises:
+            TooMany: the caller, or all together, have as many as there may be.
+            Busy: the server is about to stop.
+        """
+        if self.closed:
+            raise Busy("the server is stopping", retry_after=10)
+        if self.running >= self._limits.queue:
+            raise TooMany("{count} requests wait or run; more are not taken on", count=self.running, retry_after=2)
+        if self._of[caller.name] >= self._limits.in_flight and caller.tenant:
+            raise TooMany("{count} of your requests wait or run; more are not taken on", count=self._of[caller.name], retry_after=1)
+        self.running += 1
+        self._of[caller.name] += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self._of[caller.name] -= 1
+            if not self._of[caller.name]:
+                del self._of[caller.name]
