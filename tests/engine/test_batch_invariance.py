@@ -263,6 +263,15 @@ def test_states_in_a_hundred_trials(kind: str) -> None:
 
 @needs_library
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_precise_numbers_in_fifty_trials(kind: str) -> None:
+    happened = sum((trial(seed, isas=available_isas(), kept="float32", kind=kind) for seed in range(6000, 6050)), Counter())
+    assert min(happened[what] for what in ("preempted", "cached", "crowded")) > 0, happened
+    assert kind in STATES or happened["accepted"]
+
+
+@needs_library
+@pytest.mark.slow
 def test_a_layer_that_guesses_in_a_hundred_trials() -> None:
     happened = sum((trial(seed, isas=available_isas(), kind="second token") for seed in range(5000, 5100)), Counter())
     assert min(happened[what] for what in ("preempted", "accepted", "cached", "crowded")) > 0, happened
