@@ -11,7 +11,7 @@ from pathlib import Path
 from khola.errors import NoKernel, OurFault
 from khola.native.build import library_name
 
-ABI = 8
+ABI = 9
 """`KH_ABI` of the header that the structures below repeat."""
 
 
@@ -27,8 +27,8 @@ NEEDS = {
 }
 """Flags of the processor that each of them needs, as `khola.native.probe` names them, but for those that come with others."""
 
-CACHE_FORMS = {"bf16": 0, "int8": 1}
-"""`kh_cache_form`: how a cache keeps numbers."""
+CACHE_FORMS = {"bf16": 0, "int8": 1, "float32": 2}
+"""`kh_cache_form`: how a cache keeps numbers; float32 is that of precise programs."""
 
 
 class KhWeight(ctypes.Structure):
@@ -111,6 +111,7 @@ class KhProgram(ctypes.Structure):
         ("max_rows", c_int32),
         ("max_wanted", c_int32),
         ("max_context", c_int32),
+        ("precise", c_int32),
     )
 
 

@@ -26,7 +26,7 @@ from khola.ops.native_recording import Instruction, Recording
 from khola.ops.native_weights import Joined, NativeWeights, matrices_of, with_heads
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Rope, Routing, StateCache, Step, Stored, Weight
 
-CacheForm = Literal["bf16", "int8"]
+CacheForm = Literal["bf16", "int8", "float32"]
 MOST_TAPS = 64
 """Rows that a convolution of the library sees at most."""
 
@@ -72,20 +72,22 @@ class NativeOps:
     """Interpreter that records; `compile` makes a program of what it recorded.
 
     What is certain: a row's numbers depend neither on the other rows of a step nor on the number of threads. Inputs of products are
-    rounded to bfloat16 where the row is a token of a prompt, and to 8 bits in groups where it is one of an answer, or drawn from.
+    rounded to bfloat16 where the row is a token of a prompt, and to 8 bits in groups where it is one of an answer, or drawn from; with a
+    cache in float32 they are not, and nothing is but sums.
 
     Args:
         threads: of the engine; 0 means one a core.
-        cache: how keys and values are kept: in bfloat16, or in codes of 8 bits with a scale for every token and key head.
+        cache: how keys and values are kept: in bfloat16, in codes of 8 bits with a scale for every token and key head, or in float32.
     """
 
     name = "native"
-    tells_answers = True
 
     def __init__(self, threads: int = 0, cache: CacheForm = "bf16") -> None:
         self.streams = False
         """Whether memory may not hold all weights, so that programs ask for them ahead; set by whoever finds that out."""
         self.threads = threads or _cores()
+        self.precise = cache == "float32"
+        self.tells_answers = not self.precise
         self.cache_form = CACHE_FORMS[cache]
         self.weights = NativeWeights()
         self._recording: Recording | None = None
@@ -117,7 +119,14 @@ class NativeOps:
         self.settle([forward])
         recording = self.recorded(forward)
         return NativeProgram(
-            recording, self.weights, spec, threads=self.threads, max_rows=max_rows, max_context=max_context, streams=self.streams
+            recording,
+            self.weights,
+            spec,
+            threads=self.threads,
+            max_rows=max_rows,
+            max_context=max_context,
+            streams=self.streams,
+            precise=self.precise,
         )
 
     def recorded(self, forward: Forward) -> Recording:
@@ -140,13 +149,13 @@ class NativeOps:
         return int(library().kh_state_bytes(_states(spec), len(spec.layers)))
 
     def new_cache(self, spec: CacheSpec, num_pages: int, num_states: int = 0) -> NativeCache:
-        """Pages in bfloat16 or in codes of 8 bits.
+        """Pages in bfloat16, in codes of 8 bits or in float32.
 
         Raises:
             NoMemory: they do not fit.
             NoKernel: latents in codes: one scale for a latent and a rotated key, which is many times as large, would leave nothing of it.
         """
-        if self.cache_form != CACHE_FORMS["bf16"] and any(not layer.value_size for layer in spec.layers):
+        if self.cache_form == CACHE_FORMS["int8"] and any(not layer.value_size for layer in spec.layers):
             raise NoKernel("latents are kept in bfloat16; there is no cache of 8 bits for them", hint="leave the cache out, or say bf16")
         handle = library().kh_cache_new(_layers(spec), len(spec.layers), num_pages, self.cache_form)
         if not handle:

@@ -74,6 +74,7 @@ class NativeProgram:
         max_rows: packed rows of a step at most.
         max_context: positions at most.
         streams: the weights are parts of a mapped file that memory may not hold all of.
+        precise: neither inputs of products nor keys and values are rounded; the cache must be one in float32.
     Raises:
         NoMemory: its buffers do not fit.
     """
@@ -88,6 +89,7 @@ class NativeProgram:
         max_rows: int,
         max_context: int,
         streams: bool = False,
+        precise: bool = False,
     ) -> None:
         self.width, self._wanted = recording.width[recording.result], recording.wanted[recording.result]
         self._recording = recording = with_few_slots(_ending(recording))
@@ -103,7 +105,7 @@ class NativeProgram:
         kept = [one.inputs[0] if one.op == "keep" else one.out for one in recording.instructions if one.op in ("keep", "kept")]
         self._kept_width = recording.width[kept[0]] if kept else 0
         self._max_rows, self._max_context = max_rows, max_context
-        self._model = Handle(self._created(ops, spec, threads))
+        self._model = Handle(self._created(ops, spec, threads, precise))
         library().kh_stream(self._model.address, streams)
         self._rooms: list[Arrays] = []
         # What a search for the best logits starts from: the head of the program, if its logits go out as they are.
@@ -186,7 +188,7 @@ class NativeProgram:
         library().kh_profile(self._model.address, seconds.ctypes.data, len(seconds))
         return {name: float(seconds[code]) for name, code in OPCODES.items() if seconds[code]}
 
-    def _created(self, ops: list[KhOp], spec: CacheSpec, threads: int) -> int:
+    def _created(self, ops: list[KhOp], spec: CacheSpec, threads: int, precise: bool) -> int:
         recording = self._recording
         widths = np.array(recording.width, np.int32)
         rows = np.array(recording.wanted, np.int32)
@@ -208,6 +210,7 @@ class NativeProgram:
             max_rows=self._max_rows,
             max_wanted=self._max_rows,
             max_context=self._max_context,
+            precise=precise,
         )
         model = library().kh_model_new(ctypes.byref(program), threads)
         if not model:

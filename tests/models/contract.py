@@ -28,6 +28,7 @@ from khola.ops.numpy_ops import NumpyOps
 from khola.ops.vocabulary import PAGE_TOKENS, Interpreter, Rope, Step, Stored, Weight, whole_sequences
 from tests.models.parity import Parity
 from tests.models.stored import Quantised, as_on_disk, kept_tensors, stored
+from tests.native.rig import rounded
 from tests.needs import needs_library
 from tests.tolerances import BFLOAT16_SHARE, CACHED, FLOAT32_FLOAT64, GRADIENT, LOGITS, NATIVE_LOGITS, QUANTISED
 
@@ -187,6 +188,21 @@ class Paged:
         return self.tiny.logits(self.ops, step, ids, self.weights)
 
 
+def natively(tiny: Tiny, ops: NativeOps, arrays: dict[str, Any], exact: NDArray[Any]) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
+    """Logits of a prompt, then of tokens of an answer one by one, each with those that they should be."""
+    here, length = tiny.architecture, 40
+    weights, spec = tiny.weights(ops, stored(arrays)), here.cache(tiny.config)
+    program = ops.compile(lambda ids, step, ops: logits(ids, here, weights, tiny.config, step, ops), spec, LENGTH, LENGTH)
+    cache, pages, found = ops.new_cache(spec, 3, 2), np.array([[2, 0, 1]], np.int32), []
+    for turn, (first, last) in enumerate(((0, length), *((at, at + 1) for at in range(length, LENGTH)))):
+        rows = np.arange(last - first, dtype=np.int32)
+        ends, answers = np.array([0, last - first], np.int32), np.full(last - first, first > 0)
+        states = np.array([in_turn(turn)], np.int32)
+        step = Step(rows + np.int32(first), ends, np.array([last], np.int32), rows, pages, cache, answers, states_S2=states)
+        found.append(program(tiny.ids[first:last].astype(np.int32), step))
+    return [("prompt", found[0], exact[:length]), ("answer", np.concatenate(found[1:]), exact[length:])]
+
+
 @pytest.mark.parity
 class Contract:
     """Tests of one architecture; a subclass gives the reference's classes and the configurations."""
@@ -268,21 +284,20 @@ class Contract:
 
     @needs_library
     def test_native_is_numpy(self, tiny: Tiny) -> None:
-        """A prompt, then tokens of an answer one by one; natively, products round their inputs."""
-        ops, here, length = NativeOps(threads=2), tiny.architecture, 40
-        weights, spec = tiny.weights(ops), here.cache(tiny.config)
-        program = ops.compile(lambda ids, step, ops: logits(ids, here, weights, tiny.config, step, ops), spec, LENGTH, LENGTH)
-        cache, pages, found = ops.new_cache(spec, 3, 2), np.array([[2, 0, 1]], np.int32), []
-        for turn, (first, last) in enumerate(((0, length), *((at, at + 1) for at in range(length, LENGTH)))):
-            rows = np.arange(last - first, dtype=np.int32)
-            ends, answers = np.array([0, last - first], np.int32), np.full(last - first, first > 0)
-            states = np.array([in_turn(turn)], np.int32)
-            step = Step(rows + np.int32(first), ends, np.array([last], np.int32), rows, pages, cache, answers, states_S2=states)
-            found.append(program(tiny.ids[first:last].astype(np.int32), step))
+        """Natively, products round their inputs."""
         exact = tiny.logits(NumpyOps())
-        for what, got, want in (("prompt", found[0], exact[:length]), ("answer", np.concatenate(found[1:]), exact[length:])):
+        for what, got, want in natively(tiny, NativeOps(threads=2), tiny.arrays, exact):
             error = float(np.square(got - want).sum() / np.square(want).sum())
             assert error <= self.NATIVE, f"{what}: NMSE {error:.1e}"
+
+    @needs_library
+    def test_precise_native_is_numpy(self, tiny: Tiny) -> None:
+        """Of matrices in bfloat16, as they are packed, nothing is rounded but sums."""
+        arrays = {name: rounded(array) if array.ndim > 1 else array for name, array in tiny.arrays.items()}
+        ops = NumpyOps()
+        exact = tiny.logits(ops, weights=tiny.weights(ops, stored(arrays)))
+        for what, got, want in natively(tiny, NativeOps(threads=2, cache="float32"), arrays, exact):
+            assert far(got, want) <= self.ROUNDING, what
 
     def test_float32_is_float64(self, tiny: Tiny) -> None:
         exact = tiny.logits(NumpyOps(dtype="float64"))

@@ -15,8 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from khola.native.lib import ISAS, KhBatch, KhLayerCache, KhOp, KhProgram, KhRope, KhStateCache, KhVector, KhWeight, choose_isa, library
+from khola.native.lib import (
+    CACHE_FORMS,
+    ISAS,
+    KhBatch,
+    KhLayerCache,
+    KhOp,
+    KhProgram,
+    KhRope,
+    KhStateCache,
+    KhVector,
+    KhWeight,
+    choose_isa,
+    library,
+)
 from khola.native.pack import Packed, pack
+from khola.ops.native_ops import CacheForm
 from khola.ops.native_program import ADD_IN1, GATED, HEAD, NORMED, OPCODES
 from khola.store.quantise import dequantise
 
@@ -88,8 +102,8 @@ class Rig:
     states: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     """Sizes of each layer's state: heads, keys, values, columns and taps."""
     num_states: int = 0
-    coded: bool = False
-    """The cache keeps codes of 8 bits."""
+    cache_form: CacheForm = "bf16"
+    """How the cache keeps numbers; in float32, the program is a precise one."""
     model: int = 0
     cache: int = 0
     owned: bool = True
@@ -152,11 +166,11 @@ class Rig:
             num_layers=len(self.layers), ops=(KhOp * len(self.ops))(*self.ops), slot_width=widths.ctypes.data, slot_rows=wanted.ctypes.data,
             weights=(KhWeight * len(self.weights))(*(w.form for w in self.weights)), vectors=(KhVector * len(vectors))(*vectors),
             ropes=(KhRope * len(ropes))(*ropes), layers=layers,
-            max_rows=self.max_rows, max_wanted=self.max_rows, max_context=self.max_context,
+            max_rows=self.max_rows, max_wanted=self.max_rows, max_context=self.max_context, precise=self.cache_form == "float32",
         )  # fmt: skip
         self.model = library().kh_model_new(ctypes.byref(program), self.threads)
         if self.layers or self.states:
-            self.cache = library().kh_cache_new(layers, len(self.layers), self.num_pages, int(self.coded))
+            self.cache = library().kh_cache_new(layers, len(self.layers), self.num_pages, CACHE_FORMS[self.cache_form])
         if self.states:
             states = (KhStateCache * len(self.states))(*(KhStateCache(*state) for state in self.states))
             assert library().kh_cache_keep_states(self.cache, states, len(states), self.num_states) == 0

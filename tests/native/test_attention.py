@@ -9,13 +9,16 @@ import pytest
 from numpy.typing import NDArray
 
 from khola.native.pack import pack
+from khola.ops.native_ops import CacheForm
 from tests.native.rig import PAGE, Raw, Rig, Run, nmse, rounded
 from tests.needs import needs_library
-from tests.tolerances import INT8_CACHE, OP_BFLOAT16, OP_FLOAT32
+from tests.tolerances import INT8_CACHE, OP_BFLOAT16, OP_FLOAT32, PRECISE
 
 pytestmark = needs_library
 
 Array = NDArray[Any]
+LIMITS = {"bf16": OP_BFLOAT16, "int8": OP_BFLOAT16, "float32": PRECISE}
+"""Squared errors against the formula of the numbers that a cache holds; queries and shares are rounded unless it holds float32."""
 
 
 def tokens(length: int, group: int, heads: int, size: int, seed: int = 0) -> NDArray[np.float32]:
@@ -44,9 +47,9 @@ def wanted(x: Array, group: int, heads: int, size: int, window: int) -> Array:
     return out.reshape(len(x), -1)
 
 
-def kept(x: Array, heads: int, size: int, coded: bool) -> Array:
+def kept(x: Array, heads: int, size: int, cache: CacheForm) -> Array:
     """The rows as the cache has them: the codes of a key or a value lie in steps of a 127th of its greatest number, rounded to bfloat16."""
-    if not coded:
+    if cache != "int8":
         return x
     width = 2 * heads * size
     numbers = np.asarray(x[:, -width:], np.float32).reshape(len(x), 2 * heads, size)
@@ -56,10 +59,10 @@ def kept(x: Array, heads: int, size: int, coded: bool) -> Array:
 
 
 def rig_for(
-    isa: str, x: Array, group: int, heads: int, size: int, *, window: int = 0, threads: int = 1, pages: int = 0, coded: bool = False
+    isa: str, x: Array, group: int, heads: int, size: int, *, window: int = 0, threads: int = 1, pages: int = 0, cache: CacheForm = "bf16"
 ) -> tuple[Rig, int]:
     """A program that attends, and the slot of its result."""
-    rig = Rig(isa, threads=threads, max_rows=len(x), max_context=-(-len(x) // PAGE) * PAGE, coded=coded)
+    rig = Rig(isa, threads=threads, max_rows=len(x), max_context=-(-len(x) // PAGE) * PAGE, cache_form=cache)
     rig.layers, rig.num_pages = [(heads, size, size)], pages or -(-len(x) // PAGE)
     row, width = rig.feed(x), heads * size
     q = rig.op("slice", [row], group * width, arg=[0])
@@ -75,19 +78,20 @@ def whole(isa: str, x: Array, group: int, heads: int, size: int, **facts: Any) -
     return rig.slot(out, len(x))
 
 
-@pytest.fixture(params=[False, True], ids=["bf16", "int8"])
-def coded(request: pytest.FixtureRequest) -> bool:
-    """Whether the cache keeps codes of 8 bits."""
-    return bool(request.param)
+@pytest.fixture(params=LIMITS)
+def cache(request: pytest.FixtureRequest) -> CacheForm:
+    """How the cache keeps numbers."""
+    form: CacheForm = request.param
+    return form
 
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize(("group", "heads"), [(1, 3), (3, 3), (7, 2), (16, 1)])
-def test_prompts(size: int, group: int, heads: int, coded: bool, isa: str) -> None:
+def test_prompts(size: int, group: int, heads: int, cache: CacheForm, isa: str) -> None:
     for length in (1, 33, 150):
         x = tokens(length, group, heads, size)
-        found = whole(isa, x, group, heads, size, coded=coded)
-        assert nmse(found, wanted(kept(x, heads, size, coded), group, heads, size, 0)) < OP_BFLOAT16
+        found = whole(isa, x, group, heads, size, cache=cache)
+        assert nmse(found, wanted(kept(x, heads, size, cache), group, heads, size, 0)) < LIMITS[cache]
 
 
 @pytest.mark.parametrize(("group", "heads", "size"), [(3, 3, 64), (7, 2, 64), (1, 2, 128), (4, 1, 256)])
@@ -95,43 +99,43 @@ def test_codes_cost_little_accuracy(group: int, heads: int, size: int, isa: str)
     """Against the formula of the numbers that were stored, and not of what the cache made of them."""
     for length in (33, 300):
         x = tokens(length, group, heads, size)
-        error = nmse(whole(isa, x, group, heads, size, coded=True), wanted(x, group, heads, size, 0))
+        error = nmse(whole(isa, x, group, heads, size, cache="int8"), wanted(x, group, heads, size, 0))
         assert OP_BFLOAT16 < error < INT8_CACHE, length
 
 
 @pytest.mark.parametrize("group", range(1, 17))
-def test_every_group(group: int, coded: bool, isa: str) -> None:
+def test_every_group(group: int, cache: CacheForm, isa: str) -> None:
     x = tokens(70, group, 2, 16)
-    assert nmse(whole(isa, x, group, 2, 16, coded=coded), wanted(kept(x, 2, 16, coded), group, 2, 16, 0)) < OP_BFLOAT16
+    assert nmse(whole(isa, x, group, 2, 16, cache=cache), wanted(kept(x, 2, 16, cache), group, 2, 16, 0)) < LIMITS[cache]
 
 
-def test_more_query_heads_than_a_pair_of_tiles_holds(coded: bool, isa: str) -> None:
+def test_more_query_heads_than_a_pair_of_tiles_holds(cache: CacheForm, isa: str) -> None:
     x = tokens(40, 71, 1, 64)
-    assert nmse(whole(isa, x, 71, 1, 64, coded=coded), wanted(kept(x, 1, 64, coded), 71, 1, 64, 0)) < OP_BFLOAT16
+    assert nmse(whole(isa, x, 71, 1, 64, cache=cache), wanted(kept(x, 1, 64, cache), 71, 1, 64, 0)) < LIMITS[cache]
 
 
 @pytest.mark.parametrize("window", [1, 20, 128, 200])
-def test_windows(window: int, coded: bool, isa: str) -> None:
+def test_windows(window: int, cache: CacheForm, isa: str) -> None:
     x = tokens(300, 4, 2, 64)
-    found = whole(isa, x, 4, 2, 64, window=window, threads=2, coded=coded)
-    assert nmse(found, wanted(kept(x, 2, 64, coded), 4, 2, 64, window)) < OP_BFLOAT16
+    found = whole(isa, x, 4, 2, 64, window=window, threads=2, cache=cache)
+    assert nmse(found, wanted(kept(x, 2, 64, cache), 4, 2, 64, window)) < LIMITS[cache]
 
 
-def test_pages_behind_a_window_may_be_gone(coded: bool, isa: str) -> None:
+def test_pages_behind_a_window_may_be_gone(cache: CacheForm, isa: str) -> None:
     x = tokens(300, 4, 2, 64)
-    rig, out = rig_for(isa, x, 4, 2, 64, window=40, coded=coded)
+    rig, out = rig_for(isa, x, 4, 2, 64, window=40, cache=cache)
     rig.step(range(299), [Run(0, 299, list(range(10)))])
     assert rig.step([299], [Run(299, 1, [-1] * 8 + [8, 9])]) == 0
-    np.testing.assert_array_equal(rig.slot(out, 1)[0], whole(isa, x, 4, 2, 64, window=40, coded=coded)[299])
+    np.testing.assert_array_equal(rig.slot(out, 1)[0], whole(isa, x, 4, 2, 64, window=40, cache=cache)[299])
 
 
 @pytest.mark.parametrize(("group", "heads"), [(3, 3), (7, 2), (1, 1)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_tokens_one_by_one_give_the_bits_of_the_prompt(group: int, heads: int, threads: int, coded: bool, isa: str) -> None:
+def test_tokens_one_by_one_give_the_bits_of_the_prompt(group: int, heads: int, threads: int, cache: CacheForm, isa: str) -> None:
     """Whatever the step holds, and however threads share a long context."""
     x = tokens(300, group, heads, 64)
-    prompt = whole(isa, x, group, heads, 64, coded=coded)
-    rig, out = rig_for(isa, x, group, heads, 64, threads=threads, coded=coded)
+    prompt = whole(isa, x, group, heads, 64, cache=cache)
+    rig, out = rig_for(isa, x, group, heads, 64, threads=threads, cache=cache)
     pages = [3, 5, 7, 9, 0, 1, 2, 4, 6, 8]
     for before, rows in ((0, 130), (130, 1), (131, 14), (145, 65), (210, 88), (298, 1), (299, 1)):
         assert rig.step(range(before, before + rows), [Run(before, rows, pages)]) == 0
@@ -139,12 +143,12 @@ def test_tokens_one_by_one_give_the_bits_of_the_prompt(group: int, heads: int, t
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_sequences_do_not_see_each_other(threads: int, coded: bool, isa: str) -> None:
+def test_sequences_do_not_see_each_other(threads: int, cache: CacheForm, isa: str) -> None:
     group, heads, size = 3, 2, 64
     lengths = [1, 260, 45, 33]
     prompts = [tokens(length, group, heads, size, seed) for seed, length in enumerate(lengths)]
-    alone = [whole(isa, x, group, heads, size, coded=coded) for x in prompts]
-    rig, out = rig_for(isa, np.concatenate(prompts), group, heads, size, threads=threads, pages=20, coded=coded)
+    alone = [whole(isa, x, group, heads, size, cache=cache) for x in prompts]
+    rig, out = rig_for(isa, np.concatenate(prompts), group, heads, size, threads=threads, pages=20, cache=cache)
     free = iter(np.random.default_rng(0).permutation(20).tolist())
     pages = [[next(free) for _ in range(-(-length // PAGE))] for length in lengths]
     firsts = np.cumsum([0, *lengths])
@@ -162,31 +166,31 @@ def test_sequences_do_not_see_each_other(threads: int, coded: bool, isa: str) ->
         np.testing.assert_array_equal(found[sum(last[:i]) : sum(last[: i + 1])], alone[i][-ending:])
 
 
-def test_what_a_page_held_before_is_not_seen(coded: bool, isa: str) -> None:
+def test_what_a_page_held_before_is_not_seen(cache: CacheForm, isa: str) -> None:
     """Pages come back from sequences whose numbers were broken."""
     x = tokens(70, 2, 2, 80)
     broken = np.full_like(x, np.nan)
-    rig, out = rig_for(isa, np.concatenate([x, broken]), 2, 2, 80, pages=4, coded=coded)
+    rig, out = rig_for(isa, np.concatenate([x, broken]), 2, 2, 80, pages=4, cache=cache)
     pages = [Run(0, 70, [2, 0, 3])]
     assert rig.step(range(70, 140), [Run(0, 70, [2, 0, 3])]) == 0
     assert rig.step(range(69), [Run(0, 69, pages[0].pages)]) == 0
-    np.testing.assert_array_equal(rig.slot(out, 69), whole(isa, x, 2, 2, 80, coded=coded)[:69])
+    np.testing.assert_array_equal(rig.slot(out, 69), whole(isa, x, 2, 2, 80, cache=cache)[:69])
     assert rig.step([69], [Run(69, 1, pages[0].pages)]) == 0
-    np.testing.assert_array_equal(rig.slot(out, 1)[0], whole(isa, x, 2, 2, 80, coded=coded)[69])
+    np.testing.assert_array_equal(rig.slot(out, 1)[0], whole(isa, x, 2, 2, 80, cache=cache)[69])
 
 
 @pytest.mark.parametrize("broken", [np.nan, *(pytest.param(broken, marks=pytest.mark.slow) for broken in (np.inf, -np.inf))])
 @pytest.mark.parametrize(("group", "heads"), [(1, 2), (3, 3), (16, 1), (40, 1)])
-def test_a_broken_row_harms_no_row_before_it(group: int, heads: int, broken: float, coded: bool, isa: str) -> None:
+def test_a_broken_row_harms_no_row_before_it(group: int, heads: int, broken: float, cache: CacheForm, isa: str) -> None:
     """A share of zero must not meet a value that is no number: rows of one step look back, never forward."""
     size, length = 48, 150
     x = tokens(length, group, heads, size)
-    undamaged = {window: whole(isa, x, group, heads, size, window=window, coded=coded) for window in (0, 40)}
+    undamaged = {window: whole(isa, x, group, heads, size, window=window, cache=cache) for window in (0, 40)}
     for at, before in ((149, 0), (131, 0), (70, 0), (33, 30), (3, 0), (96, 95)):
         bad = x.copy()
         bad[at, group * heads * size + 5 :] = broken
         for window, clean in undamaged.items():
-            rig, out = rig_for(isa, bad, group, heads, size, threads=2, window=window, coded=coded)
+            rig, out = rig_for(isa, bad, group, heads, size, threads=2, window=window, cache=cache)
             pages = list(range(5))
             if before:
                 assert rig.step(range(before), [Run(0, before, pages)]) == 0
@@ -206,7 +210,7 @@ def test_a_broken_number_shows_in_its_own_head_alone(broken: float, what: str, i
     x = tokens(150, group, heads, size)
     bad = x.copy()
     bad[at, ((group if what == "key" else group + 1) * heads + 1) * size + 7] = broken
-    good, found = (whole(isa, rows, group, heads, size, coded=True).reshape(150, heads, -1) for rows in (x, bad))
+    good, found = (whole(isa, rows, group, heads, size, cache="int8").reshape(150, heads, -1) for rows in (x, bad))
     np.testing.assert_array_equal(found[:, [0, 2]], good[:, [0, 2]])
     np.testing.assert_array_equal(found[:at, 1], good[:at, 1])
     assert np.isnan(found[at:, 1]).all()
@@ -226,7 +230,7 @@ def test_a_few_large_inputs_of_keys_do_not_hide_the_others(source: str, isa: str
     x[:, keys] *= 4
     queries = x[:, : group * heads * size].reshape(length, heads, group, size)
     queries *= np.where(large, np.float32(1 / 64), np.float32(1 / 4))[:, None]
-    rig = Rig(isa, threads=2, max_rows=length, max_context=160, coded=True)
+    rig = Rig(isa, threads=2, max_rows=length, max_context=160, cache_form="int8")
     rig.layers, rig.num_pages = [(heads, size, size)], 5
     rope = rig.rope(np.zeros(size // 2))
     row = rig.feed(x)
@@ -252,7 +256,7 @@ def test_a_few_large_inputs_of_keys_do_not_hide_the_others(source: str, isa: str
     assert rig.build().step(range(length), answers=np.zeros(length)) == 0
     right = wanted(exact, group, heads, size, 0)
     assert nmse(rig.slot(out, length), right) < 4 * INT8_CACHE
-    assert nmse(wanted(kept(exact, heads, size, True), group, heads, size, 0), right) > 20 * INT8_CACHE
+    assert nmse(wanted(kept(exact, heads, size, "int8"), group, heads, size, 0), right) > 20 * INT8_CACHE
 
 
 @pytest.mark.parametrize("greatest", [0.0, 2.0**-140, 2.0**-125, 2.0**-100, 2.0**60])
@@ -260,7 +264,7 @@ def test_numbers_of_any_size(greatest: float, isa: str) -> None:
     """Of a token whose value is nothing, or nearly so, nothing is left; otherwise the size plays no part."""
     x = tokens(40, 1, 1, 32)
     x[:, 64:] = rounded(x[:, 64:] / np.abs(x[:, 64:]).max(-1, keepdims=True) * greatest)
-    found, exact = whole(isa, x, 1, 1, 32, coded=True), wanted(x, 1, 1, 32, 0)
+    found, exact = whole(isa, x, 1, 1, 32, cache="int8"), wanted(x, 1, 1, 32, 0)
     if greatest >= 2.0**-100:
         assert nmse(found / greatest, exact / greatest) < INT8_CACHE
     else:
@@ -269,12 +273,12 @@ def test_numbers_of_any_size(greatest: float, isa: str) -> None:
 
 
 @pytest.mark.parametrize(("size", "rotated"), [(64, 64), (80, 32), (96, 96)])
-def test_turned_and_stored_in_one_pass(size: int, rotated: int, coded: bool, isa: str) -> None:
+def test_turned_and_stored_in_one_pass(size: int, rotated: int, cache: CacheForm, isa: str) -> None:
     """The fused pass gives the bits of slices, turns and attention one after another."""
     group, heads, length = 3, 2, 50
     x = tokens(length, group, heads, size)
     frequencies = 10000.0 ** -(np.arange(rotated // 2) / (rotated // 2))
-    plain, fused = (Rig(isa, threads=2, max_rows=length, coded=coded) for _ in range(2))
+    plain, fused = (Rig(isa, threads=2, max_rows=length, cache_form=cache) for _ in range(2))
     width = heads * size
     for rig in (plain, fused):
         rig.layers, rig.num_pages = [(heads, size, size)], 2
@@ -298,7 +302,7 @@ def test_turned_and_stored_in_one_pass(size: int, rotated: int, coded: bool, isa
     assert nmse(heads_of[..., half:rotated], left[..., half:rotated] * cosine + right[..., :half] * sine) < OP_FLOAT32
 
 
-def test_a_planted_fault_is_seen(coded: bool, isa: str) -> None:
+def test_a_planted_fault_is_seen(cache: CacheForm, isa: str) -> None:
     """The limit tells a right mask from one that is off by one."""
     x = tokens(150, 2, 2, 64)
-    assert nmse(whole(isa, x, 2, 2, 64, coded=coded), wanted(kept(x, 2, 64, coded), 2, 2, 64, 149)) > OP_BFLOAT16
+    assert nmse(whole(isa, x, 2, 2, 64, cache=cache), wanted(kept(x, 2, 64, cache), 2, 2, 64, 149)) > OP_BFLOAT16

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from khola.native.pack import pack
+from khola.ops.native_ops import CacheForm
 from khola.ops.native_program import NORMALISED, SIGMOID_SCORES
 from khola.ops.stack import Stack
 from khola.ops.vocabulary import Routing
@@ -84,9 +85,9 @@ class Mixture:
         gate, up, down = stacks
         self.gate_up, self.down = pack([gate, up], alternate=True), pack([down])
 
-    def rig(self, isa: str, threads: int) -> tuple[Rig, int]:
+    def rig(self, isa: str, threads: int, cache: CacheForm = "bf16") -> tuple[Rig, int]:
         """The mixture as a program, and the slot of its result."""
-        rig = Rig(isa, threads=threads, max_rows=self.rows, max_context=self.rows + 1)
+        rig = Rig(isa, threads=threads, max_rows=self.rows, max_context=self.rows + 1, cache_form=cache)
         routes = rig.feed(np.concatenate([self.ids, self.shares], 1).astype(np.float32))
         weights = [rig.weight(self.gate_up), rig.weight(self.down)]
         out = rig.op("experts", [rig.feed(self.x), routes], WIDTH, w0=weights[0], w1=weights[1], arg=[EXPERTS, CHOSEN])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from khola.errors import NoKernel
 from khola.native.pack import Packed, pack
 from khola.ops.latent import HeadRows
-from khola.ops.native_ops import NativeOps
+from khola.ops.native_ops import CacheForm, NativeOps
 from khola.ops.vocabulary import CacheSpec, LayerCache
 from khola.store.quantise import quantise
 from tests.native.rig import PAGE, Raw, Rig, Run, nmse, rounded
@@ -45,9 +45,11 @@ def wanted(x: Array, heads: int, latent: int, turned: int) -> Array:
     return out.reshape(len(x), -1)
 
 
-def rig_for(isa: str, x: Array, heads: int, latent: int, turned: int, *, threads: int = 1, pages: int = 0) -> tuple[Rig, int]:
+def rig_for(
+    isa: str, x: Array, heads: int, latent: int, turned: int, *, threads: int = 1, pages: int = 0, cache: CacheForm = "bf16"
+) -> tuple[Rig, int]:
     """A program that attends to latents, and the slot of its result."""
-    rig = Rig(isa, threads=threads, max_rows=len(x), max_context=-(-len(x) // PAGE) * PAGE)
+    rig = Rig(isa, threads=threads, max_rows=len(x), max_context=-(-len(x) // PAGE) * PAGE, cache_form=cache)
     rig.layers, rig.num_pages = [(1, latent + turned, 0)], pages or -(-len(x) // PAGE)
     row, queries = rig.feed(x), heads * (latent + turned)
     q = rig.op("slice", [row], queries, arg=[0])
@@ -117,10 +119,10 @@ class Heads:
         self.packed: Packed = pack([Raw(kind, padded.shape, bytes(quantise(kind, padded)))])
         self.x, self.tail = (rounded(random.standard_normal((rows, heads * size))) for size in (inputs, 6))
 
-    def rig(self, isa: str, threads: int, tailed: bool) -> tuple[Rig, int]:
+    def rig(self, isa: str, threads: int, tailed: bool, cache: CacheForm = "bf16") -> tuple[Rig, int]:
         """The products as a program, and the slot of their result."""
         heads, outputs, _ = self.shape
-        rig = Rig(isa, threads=threads, max_rows=len(self.x), max_context=len(self.x) + 1)
+        rig = Rig(isa, threads=threads, max_rows=len(self.x), max_context=len(self.x) + 1, cache_form=cache)
         slots = [rig.feed(self.x), rig.feed(self.tail)][: 1 + tailed]
         width = heads * (outputs + 6 * tailed)
         out = rig.op("head_linear", slots, width, w0=rig.weight(self.packed), arg=[heads, outputs])

@@ -14,7 +14,7 @@ from khola.models import architecture
 from khola.native.lib import choose_isa
 from khola.nn import decoder
 from khola.nn.specs import parse_config
-from khola.ops.native_ops import NativeOps
+from khola.ops.native_ops import CacheForm, NativeOps
 from khola.ops.numpy_ops import NumpyOps
 from khola.ops.vocabulary import PAGE_TOKENS, Step, whole_sequences
 from khola.store.quantise import quantise
@@ -63,10 +63,10 @@ class Made:
         out = decoder.logits(ids, self.architecture, weights, self.config, whole_sequences([len(ids)]), ops)
         return np.asarray(out)
 
-    def native(self, isa: str, threads: int = 2) -> tuple[Any, Any]:
+    def native(self, isa: str, threads: int = 2, kept: CacheForm = "bf16") -> tuple[Any, Any]:
         """A program and a cache of eight pages."""
         choose_isa(isa)
-        ops = NativeOps(threads=threads)
+        ops = NativeOps(threads=threads, cache=kept)
         weights = assemble(self.architecture, self.config, self.stored, ops)
         spec = self.architecture.cache(self.config)
         program = ops.compile(

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from khola.native.pack import Packed, pack
+from khola.ops.native_ops import CacheForm
 from tests.native.made_blocks import KINDS_PACKED, PLAIN, made
 from tests.native.rig import Rig, nmse, rounded, splits
 from tests.needs import needs_library
@@ -55,12 +56,22 @@ def inputs(rows: int, k: int, seed: int = 3) -> NDArray[np.float32]:
     return rounded(x)
 
 
-def product(isa: str, packed: Packed, x: Array, *, threads: int = 1, maxima: bool = False, ids: Any = None, answers: Any = None) -> Array:
+def product(
+    isa: str,
+    packed: Packed,
+    x: Array,
+    *,
+    threads: int = 1,
+    maxima: bool = False,
+    ids: Any = None,
+    answers: Any = None,
+    cache: CacheForm = "bf16",
+) -> Array:
     """Rows of x times the matrix, as the head of a program; up to sixteen rows are those of an answer unless it is said which are."""
     if packed.form.split and not splits(isa):
         pytest.skip("splits no head")
     n, rows = packed.form.n, np.arange(len(x)) if ids is None else np.asarray(ids)
-    rig = Rig(isa, threads=threads, max_rows=len(rows), max_context=max(len(rows), 1))
+    rig = Rig(isa, threads=threads, max_rows=len(rows), max_context=max(len(rows), 1), cache_form=cache)
     rig.op("linear", [rig.feed(x)], n, w0=rig.weight(packed), flags=["head"])
     out = np.full((len(rows), n), np.nan, np.float32)
     most = np.full((len(rows), -(-n // 32)), np.nan, np.float32)
@@ -216,6 +227,10 @@ def test_instruction_sets_give_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize("rows", [1, 6, 20])
 def test_epilogues(rows: int, isa: str) -> None:
+    check_epilogues(isa, rows, INT8_PRODUCT if rows <= FEW else OP_BFLOAT16)
+
+
+def check_epilogues(isa: str, rows: int, limit: float, cache: CacheForm = "bf16") -> None:
     """Bias, gating, the residual, and a norm on the way in."""
     random = np.random.default_rng(5)
     n, k = 48, 96
@@ -223,7 +238,7 @@ def test_epilogues(rows: int, isa: str) -> None:
     gate, up = made("Q8_0", n, k, 1), made("Q8_0", n, k, 2)
     biases = [rounded(random.standard_normal(n)), rounded(random.standard_normal(n))]
     carried = rounded(random.standard_normal((rows, n)))
-    rig = Rig(isa, threads=2, max_rows=rows)
+    rig = Rig(isa, threads=2, max_rows=rows, max_context=max(rows, 64), cache_form=cache)
     from_x, from_carried = rig.feed(x), rig.feed(carried)
     gated = rig.op("linear", [from_x], n, w0=rig.weight(pack([gate, up], biases, alternate=True)), flags=["gated"])
     added = rig.op("linear", [from_x, from_carried], n, w0=rig.weight(pack([gate], biases[:1])), flags=["add"])
@@ -231,7 +246,6 @@ def test_epilogues(rows: int, isa: str) -> None:
     assert rig.build().step(range(rows)) == 0
     wide = x.astype(np.float64)
     g, u = (wide @ m.float32().astype(np.float64).T + b for m, b in zip((gate, up), biases, strict=True))
-    limit = INT8_PRODUCT if rows <= FEW else OP_BFLOAT16
     assert nmse(rig.slot(gated, rows), g / (1 + np.exp(-g)) * u) < limit
     assert nmse(rig.slot(added, rows), g + carried) < limit
     turned = wide / np.sqrt(np.square(wide).mean(-1, keepdims=True) + 1e-5) * (weight + 1)

@@ -6,19 +6,13 @@
 #pragma once
 
 #include "cache8.h"
+#include "fold.h"
 #include "product8.h"
 
 namespace kh {
 namespace {
 
-constexpr int kFoldedRows = 32;  // rows of a part
-constexpr int kPagesInBlock = kKeyBlock / KH_PAGE;
-constexpr int kTileRows = 4;     // rows that share one widening of a tile of keys or values
-
-inline int padded(int size) { return (size + 31) / 32 * 32; }
-
-// Floats of a part: greatest[32], mass[32], mixed[32][padded value size].
-inline size_t part_floats(int value_size) { return 2 * kFoldedRows + static_cast<size_t>(kFoldedRows) * padded(value_size); }
+constexpr int kTileRows = 4;  // rows that share one widening of a tile of keys or values
 
 struct AttendMemory {
   float* q;        // [32][padded key size], scaled
@@ -48,20 +42,6 @@ struct AttendMemory {
 };
 
 inline size_t attend_scratch(int, int key_size, int value_size) { return AttendMemory(nullptr, key_size, value_size).bytes; }
-
-// Folded rows [row0, row0 + rows) of a task: row i is token i / group, query head i % group.
-struct Fold {
-  const LayerPlanes& planes;
-  const AttendTask& task;
-  int row0, rows;
-
-  int last_of(int row) const { return task.position + (row0 + row) / task.group; }
-  int first_of(int row) const { return task.window ? std::max(0, last_of(row) - task.window + 1) : 0; }
-  const float* q(int row) const { return task.q + static_cast<size_t>((row0 + row) / task.group) * task.q_stride + (row0 + row) % task.group * planes.key_size; }
-  float* out(int row) const {
-    return task.out + static_cast<size_t>((row0 + row) / task.group) * task.out_stride + (row0 + row) % task.group * planes.value_size;
-  }
-};
 
 // Scores are in units of log2(e) from here on: powers of two are cheaper than of e.
 inline void load_queries(const Fold& fold, float* q) {

@@ -316,7 +316,8 @@ class Search {
 };
 
 bool sound(const kh_model& model, const kh_row& row, int most) {
-  if (!model.finder.head || most < 1 || !row.logits || !row.block_max || (row.margins && !row.input)) return false;
+  if (!model.finder.head || most < 1 || !row.logits || !row.block_max) return false;
+  if (row.margins && (!row.input || model.kernels.precise)) return false;
   const int n = model.weights[model.finder.head->w0].n;
   if (row.num_tokens < 1 || row.num_tokens > n || row.num_changed < 0) return false;
   for (int i = 0; i < row.num_changed; ++i)

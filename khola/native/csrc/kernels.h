@@ -5,6 +5,8 @@
 // many rows, which are rounded to bfloat16 and multiplied with weights expanded to bfloat16, a panel of 32 outputs at a time. Which of the
 // two is decided by what the token is, never by how many rows a step has, and the sum over K is taken in one fixed order that depends
 // neither on the number of rows nor on threads: a row's result does not depend on what else is in the step.
+//
+// Precise kernels round no input; for them rows are all alike. See precise.h.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +26,8 @@ constexpr int kKeyBlock = 128;   // keys of one part of an attention
 constexpr int kFoldsTogether = 4;  // times 32 rows and heads, of an attention whose values are made of its keys
 constexpr int kTop = 64;         // blocks of logits that are looked at as one
 
-// The input of one matrix product. Int8 rows: q, scale, sum (or rows16 for 16-bit weights). Bfloat16 rows: tiles. How q, scale and sum are
-// ordered is each instruction set's own business: the same table fills and reads them.
+// The input of one matrix product. Int8 rows: q, scale, sum (or rows16 for 16-bit weights). Bfloat16 rows: tiles. Where nothing is rounded:
+// plain alone. How q, scale, sum and plain are ordered is each table's own business: it fills and reads them.
 struct Operand {
   int rows = 0, k_pad = 0;
   int8_t* q = nullptr;          // rows · k_pad
@@ -33,8 +35,9 @@ struct Operand {
   int32_t* sum = nullptr;       // at most three for every 32 of q: sums of the first 16, the last 16, all of them
   uint16_t* rows16 = nullptr;   // [rows][k_pad] bfloat16
   uint16_t* tiles = nullptr;    // [ceil(rows / 16)][k_pad / 32][16][32] bfloat16, rows beyond the last are zero
+  float* plain = nullptr;       // rows · k_pad
 
-  // The int8 rows lie in blocks of sixteen, each an operand by itself.
+  // The int8 and the plain rows lie in blocks of sixteen, each an operand by itself.
   Operand block(int number) const {
     Operand one = *this;
     const size_t numbers = static_cast<size_t>(number) * kFewRows * k_pad;
@@ -43,6 +46,7 @@ struct Operand {
     one.scale += numbers / kGroup;
     one.sum += numbers / kGroup * 3;
     one.rows16 += numbers;
+    one.plain += numbers;
     return one;
   }
 };
@@ -82,11 +86,12 @@ struct Scratch {
 // Keys and values of one layer, in pages; of a page, one key head after another. The numbers of a head lie in tiles of a matrix unit, which serve
 // a vector unit with broadcast pairs as well: keys [E / 32][2][16 pairs of E][16 tokens][2], values [E / 16][16 pairs of tokens][16][2], E
 // padded to 32. They are bfloat16; or codes of 8 bits, -127 .. 127, and behind them the scale of each token in bfloat16: number = code · scale.
+// Numbers that stay float32 lie as precise_attend.h says.
 struct LayerPlanes {
   uint8_t* keys = nullptr;
   uint8_t* values = nullptr;
   int heads = 0, key_size = 0, value_size = 0;
-  bool coded = false;
+  bool coded = false, plain = false;
   // What codes of keys are made of is divided by these powers of two, and queries are multiplied with them: [G][E padded to 32]; nullptr: by 1.
   const float* key_steps = nullptr;
   // Values are the first value_size numbers of the keys, and not kept besides. Not with codes.
@@ -94,7 +99,9 @@ struct LayerPlanes {
 
   const float* steps_of(int head) const { return key_steps ? key_steps + static_cast<size_t>(head) * ((key_size + 31) / 32 * 32) : nullptr; }
   static size_t numbers(int size) { return static_cast<size_t>((size + 31) / 32 * 32) * KH_PAGE; }  // of one head in a page
-  size_t head_bytes(int size) const { return coded ? numbers(size) + sizeof(uint16_t) * KH_PAGE : numbers(size) * sizeof(uint16_t); }
+  size_t head_bytes(int size) const {
+    return coded ? numbers(size) + sizeof(uint16_t) * KH_PAGE : numbers(size) * (plain ? sizeof(float) : sizeof(uint16_t));
+  }
   size_t key_page() const { return heads * head_bytes(key_size); }
   size_t value_page() const { return heads * head_bytes(value_size); }
   uint8_t* keys_of(int32_t page, int head) const { return keys + page * key_page() + head * head_bytes(key_size); }
@@ -154,6 +161,7 @@ struct Kernels {
   void (*few_high)(const kh_weight&, const Operand&, int pair0, int pair1, const Epilogue&, Scratch&) = nullptr;
   bool gates_into_tiles = false;  // `many` knows Epilogue::tiles
   Rate rates[2] = {};             // of the units that the others of its processors do not have
+  bool precise = false;           // operands are plain, and so are keys and values
 };
 
 // nullptr where this build or processor lacks it; `scalar` always exists.

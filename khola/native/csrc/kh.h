@@ -21,7 +21,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define KH_ABI 8 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
+#define KH_ABI 9 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
 #define KH_PAGE 32 /* tokens in one page of the cache */
 
 typedef enum {
@@ -148,7 +148,8 @@ typedef struct {
 /* How a cache keeps numbers. */
 typedef enum {
   KH_CACHE_BFLOAT16 = 0,
-  KH_CACHE_INT8 = 1 /* codes, and a scale in bfloat16 for the key and one for the value of every token and key head */
+  KH_CACHE_INT8 = 1,   /* codes, and a scale in bfloat16 for the key and one for the value of every token and key head */
+  KH_CACHE_FLOAT32 = 2 /* for precise programs, and only for those */
 } kh_cache_form;
 
 typedef struct {
@@ -162,6 +163,7 @@ typedef struct {
   const kh_layer_cache* layers;
   int32_t max_rows, max_wanted; /* greatest T and R of any step */
   int32_t max_context;          /* greatest position plus one */
+  int32_t precise;              /* 1: inputs of products, keys and values are not rounded, and rows of answers and prompts are alike */
 } kh_program;
 
 /* One step. See Step in khola/ops/vocabulary.py. */

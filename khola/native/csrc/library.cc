@@ -112,7 +112,7 @@ const Kernels* best() {
 
 // A cache of one layer without its memory.
 LayerPlanes planes_of(const kh_layer_cache& layer, int32_t form) {
-  return {nullptr, nullptr, layer.heads, layer.key_size, layer.value_size, form == KH_CACHE_INT8};
+  return {nullptr, nullptr, layer.heads, layer.key_size, layer.value_size, form == KH_CACHE_INT8, form == KH_CACHE_FLOAT32};
 }
 
 // Threads that load models read it while another one may choose.
@@ -167,6 +167,7 @@ size_t kh_cache_bytes(const kh_layer_cache* layers, int32_t num_layers, int32_t 
 kh_cache* kh_cache_new(const kh_layer_cache* layers, int32_t num_layers, int32_t num_pages, int32_t form) try {
   auto cache = std::make_unique<kh_cache>();
   cache->num_pages = num_pages;
+  cache->plain = form == KH_CACHE_FLOAT32;
   for (int i = 0; i < num_layers; ++i) {
     kh::LayerPlanes p = kh::planes_of(layers[i], form);
     cache->memory.emplace_back(p.key_page() * num_pages, false);

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <utility>
 
+#include "precise.h"
 #include "states.h"
 
 #if defined(__linux__)
@@ -81,12 +82,17 @@ class Arena {
   size_t used_ = 0;
 };
 
-kh::Operand operand_of(Arena& arena, size_t rows, size_t k_pad) {
+kh::Operand operand_of(const kh_model& model, Arena& arena, size_t rows, size_t k_pad, bool tiles) {
   kh::Operand operand;
+  if (model.kernels.precise) {
+    operand.plain = arena.take<float>(rows * k_pad);
+    return operand;
+  }
   operand.q = arena.take<int8_t>(rows * k_pad);
   operand.scale = arena.take<float>(rows * k_pad / kh::kGroup);
   operand.sum = arena.take<int32_t>(rows * k_pad / kh::kGroup * 3);
   operand.rows16 = arena.take<uint16_t>(rows * k_pad);
+  if (tiles) operand.tiles = arena.take<uint16_t>(rows * k_pad);
   return operand;
 }
 
@@ -97,8 +103,7 @@ void place(kh_model& model, Arena& arena, int k_pad) {
     const size_t height = model.slot_wanted[slot] ? std::max(1, model.max_wanted) : rows;
     model.slots.push_back(arena.take<float>(height * model.slot_stride[slot]));
   }
-  model.operand = operand_of(arena, rows, k_pad);
-  model.operand.tiles = arena.take<uint16_t>(rows * k_pad);
+  model.operand = operand_of(model, arena, rows, k_pad, true);
   size_t handed = 0;
   for (size_t i = 0; i < model.ops.size(); ++i)
     if (model.hands_on[i]) handed = std::max(handed, rows * model.slot_width[model.ops[i].out]);
@@ -106,27 +111,24 @@ void place(kh_model& model, Arena& arena, int k_pad) {
   model.own.clear();
   model.parts.clear();
   for (int thread = 0; thread < model.pool.threads(); ++thread) {
-    model.own.push_back(operand_of(arena, 1, k_pad));
+    model.own.push_back(operand_of(model, arena, 1, k_pad, false));
     model.parts.push_back(arena.take<float>(model.part_floats * round_up(model.max_context, kh::kKeyBlock) / kh::kKeyBlock));
   }
   int head_pad = 0;
   for (const kh_op& op : model.ops)
     if (op.op == KH_HEAD_LINEAR) head_pad = std::max(head_pad, model.weights[op.w0].k_pad);
   model.of_head.clear();
-  for (int thread = 0; thread < model.pool.threads() && head_pad; ++thread) {
-    model.of_head.push_back(operand_of(arena, rows, head_pad));
-    model.of_head.back().tiles = arena.take<uint16_t>(rows * head_pad);
-  }
+  for (int thread = 0; thread < model.pool.threads() && head_pad; ++thread)
+    model.of_head.push_back(operand_of(model, arena, rows, head_pad, true));
   ExpertRoom& room = model.experts;
   room.gathered.clear();
   if (room.places) {
-    room.operand = operand_of(arena, room.places, k_pad);
-    room.operand.tiles = arena.take<uint16_t>(static_cast<size_t>(room.places) * k_pad);
+    room.operand = operand_of(model, arena, room.places, k_pad, true);
     room.inner = arena.take<float>(static_cast<size_t>(room.places) * room.inner_stride);
     room.out = arena.take<float>(static_cast<size_t>(room.places) * room.out_stride);
     for (int thread = 0; thread < model.pool.threads(); ++thread) room.gathered.push_back(arena.take<float>(size_t{16} * room.out_stride));
   }
-  model.finder.operand = operand_of(arena, 1, k_pad);
+  model.finder.operand = operand_of(model, arena, 1, k_pad, false);
   model.finder.normed = arena.take<float>(k_pad);
   model.finder.energy = arena.take<float>(k_pad / kh::kGroup);
   model.poisonable = arena.used();
@@ -203,7 +205,7 @@ kh_model::kh_model(const kh_program& program, int threads)
       max_rows(program.max_rows),
       max_wanted(program.max_wanted),
       max_context(program.max_context),
-      kernels(*kh::chosen()),
+      kernels(program.precise ? kh::precise_kernels(*kh::chosen()) : *kh::chosen()),
       scans(kh::scans_for(kernels.name)),
       seconds(64, 0.0),
       pool(threads),

@@ -50,6 +50,7 @@ struct kh_cache {
   std::vector<kh::LayerPlanes> layers;
   std::vector<kh::StatePlanes> states;  // of each layer, or none at all
   int num_pages = 0, num_states = 0;
+  bool plain = false;  // keys and values are float32
 };
 
 // What finding the best logits of a row works in; see best.cc.
@@ -125,7 +126,7 @@ struct kh_model {
   std::vector<std::vector<float>> frequencies;
   std::vector<kh_layer_cache> layers;
   int max_rows, max_wanted, max_context;
-  const kh::Kernels& kernels;       // as chosen when the model was made: memory is measured out for them
+  const kh::Kernels kernels;        // as chosen when the model was made: memory is measured out for them
   const kh::Scans& scans;           // that go with them
   std::vector<float> zeros, ones;   // as wide as the widest slot
   std::vector<std::vector<float>> key_steps;  // of each layer; see LayerPlanes. Empty: all 1

@@ -6,6 +6,7 @@ namespace kh {
 
 bool sound(const kh_model& model, const kh_cache* cache, const kh_batch& b) {
   if (b.num_rows < 1 || b.num_rows > model.max_rows || b.num_wanted < 0 || b.num_wanted > model.max_wanted || b.num_sequences < 1) return false;
+  if (cache && !model.layers.empty() && cache->plain != model.kernels.precise) return false;
   if (b.starts[0] != 0 || b.starts[b.num_sequences] != b.num_rows) return false;
   for (const kh_op& op : model.ops) {
     if (op.op == KH_KEPT && !b.kept) return false;

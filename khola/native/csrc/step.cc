@@ -341,8 +341,9 @@ void run_thread(void* context, int thread) { Walker(*static_cast<Run*>(context),
 
 extern "C" int32_t kh_step(kh_model* model, kh_cache* cache, const kh_batch* batch) {
   if (!model || !batch || !kh::sound(*model, cache, *batch)) return KH_BAD_ARGUMENT;
-  model->packed_kinds.sort(batch->answers, batch->num_rows);
-  model->wanted_kinds.sort(batch->drawn, batch->num_wanted);
+  const bool alike = model->kernels.precise;
+  model->packed_kinds.sort(alike ? nullptr : batch->answers, batch->num_rows);
+  model->wanted_kinds.sort(alike ? nullptr : batch->drawn, batch->num_wanted);
   model->turn_to(*std::max_element(batch->positions, batch->positions + batch->num_rows));
   const bool rough = kh::shall_be_rough(*model, *batch);
   Run run{*model, cache, *batch};
