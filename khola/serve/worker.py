@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ MOST_PREPARING = 256
 """Messages that may wait for them."""
 SWITCH_S = 0.0005
 """How long a thread that computes in Python may keep the one that steps waiting: a tenth of Python's own choice."""
+FAULT_EXIT = 70
+"""Exit status after a fault of the thread that steps."""
 BROKEN_EXIT = 65
 """Exit status after a frame that no message follows."""
 
@@ -214,7 +217,15 @@ class Worker:
             self._link.send(wire.Drained(number))
 
     def _steps(self) -> None:
-        """Step whenever there is something to compute, until the engine is closed."""
+        """Step until the engine is closed. A fault ends the process, which everybody notices: without steps all would wait for ever."""
+        try:
+            self._step_on()
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(FAULT_EXIT)
+
+    def _step_on(self) -> None:
         engine = self._model.engine
         while not engine.closed:
             engine.wait()
