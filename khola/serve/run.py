@@ -86,12 +86,15 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
 
-async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Callable[[], None] = lambda: None) -> None:
+Stop = Callable[[], None]
+
+
+async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Callable[[Stop], None]) -> None:
     """Answer until SIGTERM or SIGINT, then end what runs; a second signal ends it at once.
 
     Args:
         sockets: to listen on.
-        ready: called once requests are answered.
+        ready: called once requests are answered, with what a signal would call.
     """
     limits = service.limits
     config = uvicorn.Config(
@@ -125,7 +128,7 @@ async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Ca
         await asyncio.wait({running, begun}, return_when=asyncio.FIRST_COMPLETED)
         if begun.done():
             service.log.line("ready")
-            ready()
+            ready(stop)
         await asyncio.wait({running})
         begun.cancel()
         stalls.cancel()
@@ -146,7 +149,7 @@ async def _begun(server: uvicorn.Server) -> None:
 
 
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
+def _signals(stop: Stop) -> Iterator[None]:
     """Let both signals that ask a program to end call a function."""
     loop = asyncio.get_running_loop()
     asked = (signal.SIGTERM, signal.SIGINT)
