@@ -144,3 +144,8 @@ def test_tokens_there_and_back() -> None:
     assert client.post("/detokenize", tokens=told["tokens"]) == {"prompt": "a b", "content": "a b"}
     for body in ({}, {"prompt": "a", "content": "b"}):
         assert client.refused("/tokenize", **body)["param"] == "prompt"
+
+
+def test_a_request_without_a_body_is_refused_and_not_waited_for() -> None:
+    for path in (TEXT, "/v1/chat/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/embeddings"):
+        assert Client().ask("POST", path).status_code == 400
