@@ -48,7 +48,7 @@ def main(specification: Path, folder: Path) -> int:
             str(python.parent / "schemathesis"), "run", str(ours), "--url", address, "--phases", "examples,fuzzing", "--mode", "positive",
             "--max-examples", "25", "--checks", CHECKS, "--seed", "1", "--no-color",
         ]  # fmt: skip
-        return subprocess.run(command, check=False).returncode
+        return subprocess.run(command, cwd=folder, check=False).returncode
 
 
 if __name__ == "__main__":
