@@ -2,7 +2,7 @@
 
     python tests/conformance/openai_schemathesis.py SPECIFICATION [FOLDER]
 
-SPECIFICATION is `openapi.json` of https://github.com/openai/openai-openapi. It names few statuses beside 200, so those of refusals are added:
+SPECIFICATION is `openapi.json` of https://github.com/openai/openai-openapi. It names few statuses beside 200, so refusals are added:
 khola refuses what it does not do (400), and ids that it does not have (404).
 """
 

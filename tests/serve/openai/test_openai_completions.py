@@ -140,6 +140,7 @@ def test_models() -> None:
 
 def test_tokens_there_and_back() -> None:
     client = Client()
+    assert client.ask("GET", "/tokenizer_info").json().keys() == {"bos_token", "eos_token", "pad_token", "chat_template"}
     told = client.post("/tokenize", prompt="a b", add_special_tokens=False)
     assert told["count"] == 2 and client.post("/tokenize", content="a b")["tokens"] == told["tokens"]
     assert client.post("/detokenize", tokens=told["tokens"]) == {"prompt": "a b", "content": "a b"}
