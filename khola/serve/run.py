@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     found: list[socket.socket] = []
     try:
         for family, address in _addresses(name):
-            opened = socket.socket(family, socket.SOCK_STREAM)
+            opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends without delay only where this is told
             found.append(opened)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
