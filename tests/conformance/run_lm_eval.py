@@ -1,6 +1,6 @@
 """lm-evaluation-harness reads log-likelihoods over HTTP, and they must be those that `khola.api.Model.score` gives in this process.
 
-    python tests/conformance/lm_eval_scores.py MODEL [FOLDER]
+    python tests/conformance/run_lm_eval.py MODEL [FOLDER]
 
 MODEL is a name in the library of `KHOLA_HOME`. The harness fetches its tokens over HTTP too.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from openai_serving import FOLDER, environment, served
+from serving import FOLDER, environment, served
 
 import khola.api
 

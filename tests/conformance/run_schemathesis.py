@@ -1,6 +1,6 @@
 """Schemathesis asks `khola serve --engine echo` what OpenAI's specification allows to be asked at the addresses that khola has.
 
-    python tests/conformance/openai_schemathesis.py SPECIFICATION [FOLDER]
+    python tests/conformance/run_schemathesis.py SPECIFICATION [FOLDER]
 
 SPECIFICATION is `openapi.json` of https://github.com/openai/openai-openapi. It names few statuses beside 200, so refusals are added:
 khola refuses what it does not do (400), and ids that it does not have (404).
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from openai_serving import FOLDER, environment, served
+from serving import FOLDER, environment, served
 
 PACKAGES = ("schemathesis==4.32.5",)
 OPERATIONS = {
