@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from khola.serve.guard import Auth, Guard
     from khola.serve.limits import Limits
     from khola.serve.log import Log
+    from khola.serve.run import Stop
 
 HOST, PORT = "127.0.0.1", 11500
 """The port is none of those that other model servers take (1234, 8000, 8080, 11434), and below those that systems give to clients."""
@@ -85,7 +86,7 @@ def serve(
         backend=backend, settings=talk.settings, limits=limits, guard=guard, log=_log(log, talk), raw_utf8=raw_utf8
     )  # fmt: skip
 
-    def ready() -> None:
+    def ready(_: Stop) -> None:
         _announce(host, guard, limits, engine, models or [], talk)
 
     asyncio.run(serve(service, sockets, ready=ready))

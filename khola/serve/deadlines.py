@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ class Deadlines:
     def __init__(self, each_s: float) -> None:
         self._each_s = each_s
         self._running: set[asyncio.Timeout] = set()
+        self._latest = math.inf
         self.stopping = False
         """The server ends: what is not answered in time says so."""
 
@@ -30,7 +32,7 @@ class Deadlines:
             Late: the moment came first.
             Busy: the server stopped first.
         """
-        ours = asyncio.timeout_at(when)
+        ours = asyncio.timeout_at(min(when, self._latest))
         try:
             async with ours:
                 self._running.add(ours)
@@ -46,7 +48,7 @@ class Deadlines:
 
     def stop_by(self, when: float) -> None:
         """Let no running answer, and none that begins later, go on after this moment."""
-        self.stopping = True
+        self.stopping, self._latest = True, when
         for running in self._running:
             own = running.when()
             if own is None or own > when:

@@ -86,12 +86,15 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
 
-async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Callable[[], None] = lambda: None) -> None:
+Stop = Callable[[], None]
+
+
+async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Callable[[Stop], None]) -> None:
     """Answer until SIGTERM or SIGINT, then end what runs; a second signal ends it at once.
 
     Args:
         sockets: to listen on.
-        ready: called once requests are answered.
+        ready: called once requests are answered, with what a signal would call.
     """
     limits = service.limits
     config = uvicorn.Config(
@@ -126,7 +129,7 @@ async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Ca
         if begun.done():
             service.log.line("ready")
             service.offline.go_on()
-            ready()
+            ready(stop)
         await asyncio.wait({running})
         begun.cancel()
         stalls.cancel()
@@ -149,7 +152,7 @@ async def _begun(server: uvicorn.Server) -> None:
 
 
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
+def _signals(stop: Stop) -> Iterator[None]:
     """Let both signals that ask a program to end call a function."""
     loop = asyncio.get_running_loop()
     asked = (signal.SIGTERM, signal.SIGINT)
