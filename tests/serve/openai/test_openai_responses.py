@@ -151,6 +151,24 @@ def test_what_is_not_to_be_kept_is_not(tmp_path: Path) -> None:
     assert client.ask("GET", f"{MAKE}/{told['id']}").status_code == 404
 
 
+def test_what_was_asked_is_listed(tmp_path: Path) -> None:
+    client = Client(home=tmp_path)
+    items = [{"role": "user", "content": str(one)} for one in range(3)]
+    number = client.post(MAKE, model="m", input=items)["id"]
+
+    def page(query: str = "") -> tuple[list[str], bool, str]:
+        found = client.ask("GET", f"{MAKE}/{number}/input_items{query}").json()
+        return [item["content"][0]["text"] for item in found["data"]], found["has_more"], found["last_id"]
+
+    assert page()[:2] == (["2", "1", "0"], False)
+    first, more, last = page("?order=asc&limit=2")
+    assert (first, more) == (["0", "1"], True)
+    assert page(f"?order=asc&limit=2&after={last}")[:2] == (["2"], False)
+    for query in ("limit=0", "limit=x", "order=up", "after=none", "include=x"):
+        answer = client.ask("GET", f"{MAKE}/{number}/input_items?{query}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, query.split("=")[0])
+
+
 def test_forgetting(tmp_path: Path) -> None:
     client = Client(home=tmp_path)
     told = client.post(MAKE, model="m", input="x")

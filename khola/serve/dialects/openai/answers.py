@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
-from khola.errors import Cancelled
+from khola.errors import Busy
 from khola.serve.backend import Backend, Cost, Job, Piece, Pieces
 
 IN_HAND = 4
@@ -59,7 +59,7 @@ async def merged(answers: Sequence[Pieces]) -> AsyncGenerator[tuple[int, Piece],
                 running -= 1
                 continue
             if piece.finish_reason == "cancelled":
-                raise Cancelled("the answer was stopped before its end")
+                raise Busy("the answer was stopped before its end")
             yield index, piece
     finally:
         for task in tasks:

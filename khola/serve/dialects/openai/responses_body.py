@@ -5,7 +5,7 @@ Source   OpenAI's API reference, "Create a model response" and "Input items".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -241,3 +241,43 @@ def text_of(content: Any, param: str, limits: Limits) -> str:
             raise AskedWrong("{param}: a part has no text", param=param)
         texts.append(text)
     return "".join(texts)
+
+
+def with_ids(items: Sequence[Mapping[str, Any]], number: Callable[[], str]) -> Items:
+    """Items as they are told again: each with an id, and texts as parts."""
+    return [_with_id(item, number) for item in items]
+
+
+def _with_id(item: Mapping[str, Any], number: Callable[[], str]) -> dict[str, Any]:
+    """One item."""
+    found = {"id": f"item_{number()}", "type": "message", "status": "completed", **item}
+    if found["type"] == "message" and isinstance(found.get("content"), str):
+        part: dict[str, Any] = {"type": "input_text", "text": found["content"]}
+        said = {"type": "output_text", "annotations": [], "logprobs": []} if found.get("role") == "assistant" else {}
+        found["content"] = [part | said]
+    return found
+
+
+def page_of(items: Items, query: Mapping[str, str]) -> dict[str, Any]:
+    """A page of items, the last one first unless told otherwise.
+
+    Raises:
+        AskedWrong: a value of the query cannot be meant.
+        UnknownOption: the query has a field that is not followed.
+    """
+    unknown = [name for name in query if name not in ("limit", "order", "after")]
+    if unknown:
+        raise UnknownOption("{param} is not supported here", hint="leave it out", param=unknown[0][:100])
+    limit, order, after = query.get("limit", "20"), query.get("order", "desc"), query.get("after")
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= 100):
+        raise AskedWrong("{param} is {found!r}; expected 1 to 100", param="limit", found=limit[:40])
+    if order not in ("asc", "desc"):
+        raise AskedWrong("{param} is {found!r}; expected asc or desc", param="order", found=order[:40])
+    all_items = items if order == "asc" else items[::-1]
+    ids = [item["id"] for item in all_items]
+    if after is not None and after not in ids:
+        raise AskedWrong("{param} is {found!r}, which is the id of none of them", param="after", found=after[:128])
+    start = 0 if after is None else ids.index(after) + 1
+    page = all_items[start : start + int(limit)]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": "", "last_id": ""}
+    return {"object": "list", "data": page, **ends, "has_more": start + len(page) < len(items)}

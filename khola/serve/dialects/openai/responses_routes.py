@@ -10,12 +10,12 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from khola.errors import AskedWrong, KholaError, Late, OurFault, TooMany, UnknownOption
+from khola.errors import AskedWrong, KholaError, OurFault, TooMany, UnknownOption
 from khola.serve.backend import ChatJob, Piece
 from khola.serve.body import json_response, read_json
 from khola.serve.dialects.openai.answers import merged, running
 from khola.serve.dialects.openai.responses import Response
-from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of
+from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of, page_of, with_ids
 from khola.serve.dialects.openai.responses_store import ResponseStore
 from khola.serve.dialects.openai.routes import headed, named_schema, only_model, told
 from khola.serve.operation import Operation, caller, request_id
@@ -54,6 +54,7 @@ class ResponsesRoutes:
                 summary="How many tokens a response would read", body=ResponseBody,
             ),
             Operation(method="GET", path=PATH, run=self.get, scope="infer", summary="A response that is kept"),
+            Operation(method="GET", path=f"{PATH}/input_items", run=self.items, scope="infer", summary="What a response was asked with"),
             Operation(method="DELETE", path=PATH, run=self.delete, scope="infer", summary="Forget a response"),
             Operation(
                 method="POST", path=f"{PATH}/cancel", run=self.cancel, scope="infer", types=(),
@@ -87,6 +88,11 @@ class ResponsesRoutes:
         if request.query_params.get("stream", "false") not in ("false", "0", ""):
             raise UnknownOption("{param} is not supported here", hint="leave it out", param="stream")
         return json_response(self._service, await self._store.get(caller(request).name, request.path_params["number"]))
+
+    async def items(self, request: Request) -> ASGIApp:
+        """`GET /v1/responses/{id}/input_items`."""
+        items = await self._store.items(caller(request).name, request.path_params["number"])
+        return json_response(self._service, page_of(items, request.query_params))
 
     async def delete(self, request: Request) -> ASGIApp:
         """`DELETE /v1/responses/{id}`; one that is being made is stopped."""
@@ -139,7 +145,7 @@ class ResponsesRoutes:
 
     async def _keep(self, owner: str, found: Asked, response: Response) -> None:
         if found.body.store is not False:
-            await self._store.put(owner, response.body(), found.items)
+            await self._store.put(owner, response.body(), with_ids(found.items, self._service.number))
 
     async def _start_behind(self, request: Request, found: Asked, job: ChatJob, model: str, response: Response) -> dict[str, object]:
         """Begin a response that is asked for later, and give what it is now."""
@@ -149,13 +155,13 @@ class ResponsesRoutes:
             raise TooMany("{found} responses are being made in the background; at most {limit} may", found=mine, limit=mine)
         await self._keep(owner, found, response)
 
+        until = asyncio.get_running_loop().time() + self._service.limits.deadline_s
+
         async def make() -> None:
             try:
-                async with asyncio.timeout(self._service.limits.deadline_s), aclosing(self._pieces(found, job, model)) as pieces:
+                async with self._service.deadlines.until(until), aclosing(self._pieces(found, job, model)) as pieces:
                     async for piece in pieces:
                         response.push(piece)
-            except TimeoutError:
-                response.fail(Late("the answer took longer than {seconds} s", seconds=self._service.limits.deadline_s), number)
             except KholaError as error:
                 response.fail(error, number)
             except asyncio.CancelledError:

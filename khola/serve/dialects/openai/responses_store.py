@@ -58,6 +58,15 @@ class ResponseStore:
         _, _, body = await self._run(lambda db: _row(db, owner, number, "response_id"))
         return body
 
+    async def items(self, owner: str, number: str) -> list[dict[str, Any]]:
+        """The items that were new in the request of a response.
+
+        Raises:
+            NotFound: there is none of this id, or it is somebody else's.
+        """
+        _, items, _ = await self._run(lambda db: _row(db, owner, number, "response_id"))
+        return items
+
     async def delete(self, owner: str, number: str) -> None:
         """Forget a response.
 
