@@ -49,6 +49,8 @@ class Settings:
     """Address of the model hub (`HF_ENDPOINT`)."""
     hub_token: str = field(default="", repr=False)
     """Access token of the hub (`HF_TOKEN`)."""
+    server_key: str = field(default="", repr=False)
+    """Key that `khola chat --server` shows (`KHOLA_KEY`)."""
     modelscope: str = "https://modelscope.cn"
     """Address of ModelScope (`MODELSCOPE_ENDPOINT`)."""
     caches: Mapping[str, Path] = field(default_factory=dict)
@@ -85,6 +87,7 @@ def from_environment(env: Mapping[str, str] = os.environ) -> Settings:
         colour="NO_COLOR" not in env and env.get("TERM") != "dumb",
         hub=env.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"),
         hub_token=env.get("HF_TOKEN", ""),
+        server_key=env.get("KHOLA_KEY", ""),
         modelscope=env.get("MODELSCOPE_ENDPOINT", "https://modelscope.cn").rstrip("/"),
         caches=_caches(env, user_home),
     )

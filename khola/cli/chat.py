@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +18,7 @@ from khola.fetch.places import on_disk
 if TYPE_CHECKING:
     from khola.api import Model
     from khola.cli.conversation import Conversation
+    from khola.cli.remote import Remote
 
 # One word of these letters may be a model; anything else that stands alone is a question.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]*|(\.{0,2}|~)/\S*")
@@ -65,6 +68,7 @@ def chat(
     stream: o.Stream = False,
     second_token: o.SecondToken = False,
     trust_template: o.TrustTemplate = False,
+    server: o.Server = None,
     stats: o.Stats = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -77,9 +81,9 @@ def chat(
     Raises:
         AskedWrong: there is no prompt and no terminal to ask for one.
         UnknownModel, NotPulled, BadFiles, NoRoom: from loading the model.
+        NoSource: the server does not answer.
     """
     from khola.cli.conversation import Conversation
-    from khola.cli.ready import ready_model
     from khola.cli.terminal import read_prompt
 
     talk = o.talk_of(json=json, quiet=quiet, lang=lang, offline=offline)
@@ -90,10 +94,9 @@ def chat(
     if not text and (json or not stdin_is_terminal() or not sys.stdout.isatty()):
         raise AskedWrong("there is no prompt", hint='khola chat {model} "your question", or pipe it in', model=name)
     try:
-        options = {"context": context, "interpreter": interpreter, "cache": cache, "stream": stream, "second_token": second_token}
-        with ready_model(name, talk, yes=yes, trust_template=trust_template, **options) as (ready, load_s):
+        with _speaker(name, name == model, talk, command.params) as (ready, recommended, load_s):
             conversation = Conversation(system=system or "")
-            sampling = o.sampling_from(ready.loaded.sampling, command.params)
+            sampling = o.sampling_from(recommended, command.params)
             how = {"sampling": sampling, "thinking": None if thinking is None else thinking == "on", **o.form_from(command.params)}
             if text:
                 _ask_once(ready, talk, text, conversation, how, stats, load_s)
@@ -103,6 +106,24 @@ def chat(
         if prompt is None and model is not None:
             talk.say('{word} alone was taken for a model; to ask it: khola chat {model} "{word}"', word=model, model=o.DEFAULT_MODEL)
         raise
+
+
+@contextmanager
+def _speaker(
+    name: str, named: bool, talk: Talk, parameters: Mapping[str, Any]
+) -> Iterator[tuple[Model | Remote, Mapping[str, float | int], float]]:
+    """Who answers, a model of this program's or one of a server; how its lab recommends to sample, and the seconds until it was there."""
+    if parameters["server"] is not None:
+        from khola.cli.remote import reached
+
+        with reached(parameters["server"], name if named else "", talk.settings, parameters) as (remote, seconds):
+            yield remote, {}, seconds
+        return
+    from khola.cli.ready import ready_model
+
+    loading = {option: parameters[option] for option in ("context", "interpreter", "cache", "stream", "second_token", "trust_template")}
+    with ready_model(name, talk, yes=parameters["yes"], **loading) as (model, load_s):
+        yield model, model.loaded.sampling, load_s
 
 
 def model_and_prompt(first: str | None, second: str | None) -> tuple[str, str | None]:
@@ -120,7 +141,7 @@ def model_and_prompt(first: str | None, second: str | None) -> tuple[str, str | 
 
 
 def _ask_once(
-    model: Model,
+    model: Model | Remote,
     talk: Talk,
     text: str,
     conversation: Conversation,
@@ -151,7 +172,7 @@ def _ask_once(
     hint_better(model, talk)
 
 
-def _converse(model: Model, talk: Talk, conversation: Conversation, how: dict[str, Any], stats: bool, load_s: float) -> None:
+def _converse(model: Model | Remote, talk: Talk, conversation: Conversation, how: dict[str, Any], stats: bool, load_s: float) -> None:
     from khola.cli.ready import say_header
     from khola.cli.repl import Repl, ask_on_terminal
 

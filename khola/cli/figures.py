@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from khola.cli.talk import Talk
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from khola.api import Model
     from khola.api.answer import Answer
+    from khola.cli.remote import Remote
     from khola.engine.request import TokenInfo, Usage
 
 
-def answer_data(model: Model, answer: Answer, load_s: float) -> dict[str, Any]:
+def answer_data(model: Model | Remote, answer: Answer, load_s: float) -> dict[str, Any]:
     """What `--json` prints: the answer, what it cost, how long each part took in seconds."""
     usage = asdict(answer.usage)
     counts = {name: value for name, value in usage.items() if name.endswith("_tokens")}
@@ -32,8 +33,8 @@ def answer_data(model: Model, answer: Answer, load_s: float) -> dict[str, Any]:
         data["complete"] = answer.complete
     if answer.is_json:
         data["parsed"] = answer.parsed
-    if any(token.logprob is not None for token in answer.tokens):
-        data["tokens"] = tokens_data(model, answer.tokens)
+    if any(token.logprob is not None for token in answer.tokens):  # a server tells none
+        data["tokens"] = tokens_data(cast("Model", model), answer.tokens)
     return data
 
 

@@ -108,6 +108,10 @@ GrammarFile = Annotated[
 ThinkingTokens = Annotated[
     int | None, typer.Option("--thinking-tokens", metavar="N", help="Longest thought, in tokens; then the model has to answer.")
 ]
+Server = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="Ask a running khola server; its key is read from KHOLA_KEY.", show_default=False),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Print speed and token counts after the answer.")]
 
 

@@ -15,6 +15,7 @@ from khola.errors import NotPulled
 
 if TYPE_CHECKING:
     from khola.api import Model
+    from khola.cli.remote import Remote
 
 COMMERCIAL = {"yes": "yes", "no": "no", "conditions": "under conditions", "unknown": "unknown"}
 _BENGALI = re.compile(r"[\u0980-\u09FF]")
@@ -65,9 +66,14 @@ def _no_collection() -> Iterator[None]:
         gc.enable()
 
 
-def say_header(model: Model, talk: Talk, load_s: float) -> None:
+def say_header(model: Model | Remote, talk: Talk, load_s: float) -> None:
     """One dim line on a terminal: what answers, under which licence, with how much context."""
+    from khola.cli.remote import Remote
+
     if not talk.err.isatty():
+        return
+    if isinstance(model, Remote):
+        talk.aside("{model} · at {server} · found in {seconds} s", model=model.name, server=model.server, seconds=f"{load_s:.1f}")
         return
     licence, commercial = "?", "unknown"
     if model.card is not None:
@@ -87,7 +93,7 @@ def say_header(model: Model, talk: Talk, load_s: float) -> None:
     )
 
 
-def hint_language(model: Model, prompt: str, talk: Talk) -> None:
+def hint_language(model: Model | Remote, prompt: str, talk: Talk) -> None:
     """Say that a Bengali prompt goes to a model that its lab did not train for Bengali."""
     if not _BENGALI.search(prompt) or model.card is None or not model.card.languages or "bn" in model.card.languages:
         return
@@ -96,14 +102,18 @@ def hint_language(model: Model, prompt: str, talk: Talk) -> None:
         talk.say("hint: for Bengali: khola chat {model}", model=better)
 
 
-def hint_better(model: Model, talk: Talk) -> None:
+def hint_better(model: Model | Remote, talk: Talk) -> None:
     """After the first answer of the small default model, name one that is wiser and fits into this machine."""
     if model.name == DEFAULT_MODEL and talk.err.isatty() and not talk.quiet and (better := better_model(model, talk)):
         talk.aside("this model is small and quick, not wise; a better one that fits here: khola chat {model}", model=better)
 
 
-def better_model(model: Model, talk: Talk, language: str = "") -> str:
+def better_model(model: Model | Remote, talk: Talk, language: str = "") -> str:
     """The chat model of the catalogue with most weights that fits here and knows a language; empty when there is none."""
+    from khola.cli.remote import Remote
+
+    if isinstance(model, Remote):
+        return ""
     from khola.api.fit import wisest_that_fits
     from khola.native.probe import probe
 

@@ -19,6 +19,7 @@ from khola.fetch.places import path_of
 
 if TYPE_CHECKING:
     from khola.api import Model
+    from khola.cli.remote import Remote
     from khola.engine.request import Sampling, Usage
 
 BLOCK = '"""'
@@ -42,7 +43,7 @@ class Repl:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Remote,
         talk: Talk,
         ask: Callable[[], str],
         *,

@@ -141,7 +141,7 @@ def _refused() -> list[Operation]:
         path = request.url.path
         raise Forbidden(_REFUSED[path], hint=_INSTEAD[path])
 
-    said: dict[str, Any] = {"run": refuse, "scope": "infer", "summary": "Refused, with the reason", "statuses": ()}
+    said: dict[str, Any] = {"run": refuse, "scope": "infer", "summary": "Refused, with the reason"}
     return [Operation(method="DELETE" if path == "/api/delete" else "POST", path=path, **said) for path in _REFUSED]
 
 
