@@ -63,6 +63,13 @@ def opened(chromium: Any, address: str) -> Iterator[Opened]:
     wrong: list[str] = []
     origin = address.split("/#", maxsplit=1)[0]
 
+    def watch(page: Any, allow: str) -> None:
+        """Write down errors of scripts, lines of the console, requests to other sites, and questions."""
+        page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+        page.on("console", lambda line: wrong.append(line.text) if line.type == "error" and not re.search(allow, line.text) else None)
+        page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(f"elsewhere: {asked.url}"))
+        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
     def open_page(
         view: str = "chat", *, lang: str = "en-GB", width: int = 1280, height: int = 800, dark: bool = False, allow: str = "$^"
     ) -> Any:
@@ -72,16 +79,7 @@ def opened(chromium: Any, address: str) -> Iterator[Opened]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
-        page.on(
-            "console",
-            lambda line: wrong.append(f"console: {line.text}") if line.type == "error" and not re.search(allow, line.text) else None,
-        )
-        page.on(
-            "request",
-            lambda asked: wrong.append(f"elsewhere: {asked.url}") if not asked.url.startswith((origin, "blob:", "data:")) else None,
-        )
-        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        watch(page, allow)
         page.goto(address)
         page.wait_for_selector("nav.rail")
         page.evaluate("view => { location.hash = '#/' + view; }", view)

@@ -20,9 +20,13 @@ Opened = Callable[..., Any]
 Shot = Callable[[Any, str], None]
 VIEWS = ("chat", "models", "characters", "compare", "tree", "engine")
 READY = {
-    "chat": COMPOSER, "models": "ul.cards > li:nth-child(20)", "characters": "li.person", "compare": ".side .model-chip", "tree": ".node, .family-list li",
+    "chat": COMPOSER,
+    "models": "ul.cards > li:nth-child(20)",
+    "characters": "li.person",
+    "compare": ".side .model-chip",
+    "tree": ".node, .family-list li",
     "engine": ".curve canvas",
-}  # fmt: skip
+}
 
 
 def test_models_with_licence_fit_and_a_pull(opened: Opened, shot: Shot) -> None:
@@ -170,7 +174,7 @@ def test_the_family_tree_as_picture_and_list(opened: Opened, shot: Shot) -> None
 def test_the_engine_panel_lives(opened: Opened, shot: Shot) -> None:
     page = opened("engine")
     curve = page.get_by_role("img", name=re.compile("Answer tokens/s"))
-    page.wait_for_function(
+    page.wait_for_function("() => /s (3|4)\d,/.test(document.querySelector('.curve [role=img]').getAttribute('aria-label'))")
         "() => /seconds? 3\\d|\\/s (3\\d|4\\d)/.test(document.querySelector('.curve [role=img]').getAttribute('aria-label'))"
     )
     assert re.search(r"Answer tokens/s (3|4)\d", curve.get_attribute("aria-label"))
