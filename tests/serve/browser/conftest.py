@@ -62,6 +62,7 @@ def opened(chromium: Any, address: str) -> Iterator[Opened]:
     contexts: list[Any] = []
     wrong: list[str] = []
     origin = address.split("/#", maxsplit=1)[0]
+    own = (origin, "blob:", "data:")
 
     def watch(page: Any, allow: str) -> None:
         """Write down errors of scripts, lines of the console, requests to other sites, and questions."""

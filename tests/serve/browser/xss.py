@@ -14,13 +14,9 @@ WRAPS = (
     "</p></div>{x}", "\\{x}",
 )  # fmt: skip
 ODD = (
-    "\u202e<script>1</script>",
-    "\x00<script>1</script>",
-    "{{constructor.constructor('window.hacked=1')()}}",
-    "${window.hacked=1}",
-    "]]>",
+    "\u202e<script>1</script>", "\x00<script>1</script>", "{{constructor.constructor('window.hacked=1')()}}", "${window.hacked=1}", "]]>",
     "<!--",
-)
+)  # fmt: skip
 
 
 def _all() -> list[str]:
