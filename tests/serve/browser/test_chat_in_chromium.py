@@ -19,6 +19,7 @@ ANSWERS = "article.message:not(.mine)"
 def say(page: Any, text: str) -> None:
     """Write and send, by keyboard."""
     page.fill(COMPOSER, text)
+    page.locator(".composer button:enabled").wait_for()
     page.press(COMPOSER, "Enter")
 
 
@@ -164,8 +165,7 @@ def test_an_error_is_told_and_what_came_before_is_kept(opened: Opened) -> None:
 def test_a_server_that_is_gone_is_told_and_the_text_comes_back(opened: Opened) -> None:
     page = opened(allow="ERR_FAILED")
     page.route("**/page/conversations", lambda route: route.abort() if route.request.method == "POST" else route.fallback())
-    page.fill(COMPOSER, "do not lose me")
-    page.press(COMPOSER, "Enter")
+    say(page, "do not lose me")
     page.get_by_text("The server does not answer").wait_for()
     assert page.input_value(COMPOSER) == "do not lose me"
 
@@ -238,8 +238,8 @@ def test_export_search_rename_and_delete(opened: Opened) -> None:
     page.get_by_role("button", name="Save").click()
     page.get_by_role("button", name=re.compile("^Airship")).wait_for()
     page.get_by_role("button", name="Rename, export or delete Airship").click()
-    page.get_by_role("button", name="Delete").click()
-    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
     page.get_by_text("Nothing found.").wait_for()
     page.get_by_role("heading", name="What shall we talk about?").wait_for()
 
