@@ -166,7 +166,7 @@ def main(home: Path) -> None:
     sockets = listen("127.0.0.1", 0)
     guard = Guard()
     guard.listens_on(sockets[0].getsockname()[1])
-    service = Service(backend=Actor(), settings=Settings(home=home, user_home=home), guard=guard)
+    service = Service(backend=Actor(offered=NAMES), settings=Settings(home=home, user_home=home), guard=guard)
     ready: Callable[[Any], None] = lambda stop: print(f"http://127.0.0.1:{guard.port}/#key={guard.page_key}", flush=True)  # noqa: E731
     asyncio.run(serve(service, sockets, ready=ready))
 
