@@ -106,5 +106,7 @@ function KeySheet({ onClose }) {
 
 takeKey();
 document.documentElement.dataset.theme = localStorage.getItem("khola-theme") ?? "";
-await loadWords();
+// Letters that are drawn before their font is there may stay boxes, so it is waited for; it lies on the same server.
+const font = document.fonts.load('1em "Noto Sans Bengali"', "আ").catch(() => []);
+await Promise.all([loadWords(), Promise.race([font, new Promise((done) => setTimeout(done, 1500))])]);
 render(html`<${App} />`, document.getElementById("root"));

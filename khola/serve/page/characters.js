@@ -75,9 +75,9 @@ function Person({ one, talk, edit }) {
     <div class="row wrap" lang="">
       <button type="button" class="primary" onClick=${() => talk(one)}><${Icon} name="chat" />${t("characters.talk")}</button>
       ${greetings.length > 1 && html`<button type="button" onClick=${() => talk(one, 1 + Math.floor(Math.random() * (greetings.length - 1)))}>${t("characters.other")}</button>`}
-      <${IconButton} icon="edit" label=${t("characters.edit", { name })} onClick=${edit} />
+      <span class="row tight"><${IconButton} icon="edit" label=${t("characters.edit", { name })} onClick=${edit} />
       <${IconButton} icon="down" label=${t("characters.export", { name })} onClick=${() => setOut(true)} />
-      <${IconButton} icon="trash" label=${t("characters.delete", { name })} onClick=${() => setSure(true)} />
+      <${IconButton} icon="trash" label=${t("characters.delete", { name })} onClick=${() => setSure(true)} /></span>
     </div>
     ${sure && html`<${Confirm} title=${t("characters.sure", { name })} action=${t("delete")} onYes=${gone} onClose=${() => setSure(false)} />`}
     ${out && html`<${Sheet} title=${t("characters.export", { name })} onClose=${() => setOut(false)}>

@@ -132,7 +132,7 @@ export function Chat({ id, go }) {
         <span class="only-phone"><${IconButton} icon="menu" label=${t("chats.title")} onClick=${() => setListed(true)} /></span>
         <${ModelChip} />
         <${Memory} conversation=${conversation} change=${change} />
-        <${IconButton} icon="plus" label=${t("chats.new")} onClick=${() => go("chat")} />
+        <span class="only-phone"><${IconButton} icon="plus" label=${t("chats.new")} onClick=${() => go("chat")} /></span>
       </header>
       ${failed && html`<p class="error" role="alert">${failed}</p>`}
       ${id && !conversation && !failed && html`<${Wait} />`}

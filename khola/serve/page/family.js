@@ -1,6 +1,6 @@
 // Where the models of a family stand in its picture: generations from left to right, children under each other.
 
-export const WIDTH = 230;
+export const WIDTH = 284;
 export const HEIGHT = 64;
 const GAP_X = 70;
 const GAP_Y = 14;

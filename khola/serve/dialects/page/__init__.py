@@ -30,7 +30,7 @@ def error_body(error: KholaError, request_id: str) -> dict[str, Any]:
 
 def operations(service: Service) -> list[Operation]:
     """The page's own addresses."""
-    kept = Kept(service.settings.home, service.clock)
+    kept = Kept(service)
     return [
         *static.operations(),
         *conversations.operations(service, kept),

@@ -21,6 +21,8 @@ from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
 
 PATH = "/page/conversations"
+FILE = {"content-disposition": "attachment"}
+"""What is not shown as a page of its own, whatever stands in it."""
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,34 +70,34 @@ def operations(service: Service, kept: Kept) -> list[Operation]:
 
     async def listed(request: Request) -> ASGIApp:
         search = request.query_params.get("search", "")[:200]
-        return json_response(service, await kept.ask(History.conversations, caller(request).name, search))
+        return json_response(service, await kept.ask(History.conversations, kept.owner(request), search))
 
     async def begin(request: Request) -> ASGIApp:
         asked = meant(await read_json(request, service), Begin)
-        return json_response(service, await kept.ask(_begin, caller(request).name, asked))
+        return json_response(service, await kept.ask(_begin, kept.owner(request), asked))
 
     async def one(request: Request) -> ASGIApp:
-        return json_response(service, await kept.ask(_whole, caller(request).name, request.path_params["id"]))
+        return json_response(service, await kept.ask(_whole, kept.owner(request), request.path_params["id"]))
 
     async def change(request: Request) -> ASGIApp:
         asked = meant(await read_json(request, service), Change)
-        return json_response(service, await kept.ask(History.change, caller(request).name, request.path_params["id"], asked))
+        return json_response(service, await kept.ask(History.change, kept.owner(request), request.path_params["id"], asked))
 
     async def remove(request: Request) -> ASGIApp:
-        await kept.ask(History.forget, caller(request).name, request.path_params["id"])
+        await kept.ask(History.forget, kept.owner(request), request.path_params["id"])
         return json_response(service, Removed())
 
     async def write(request: Request) -> ASGIApp:
         draft = meant(await read_json(request, service), Draft)
-        return json_response(service, await kept.ask(History.write, caller(request).name, request.path_params["id"], draft))
+        return json_response(service, await kept.ask(History.write, kept.owner(request), request.path_params["id"], draft))
 
     async def complete(request: Request) -> ASGIApp:
         draft, where = meant(await read_json(request, service), Draft), request.path_params
-        return json_response(service, await kept.ask(History.complete, caller(request).name, where["id"], where["message"], draft))
+        return json_response(service, await kept.ask(History.complete, kept.owner(request), where["id"], where["message"], draft))
 
     async def prompt(request: Request) -> ASGIApp:
         asked, key = meant(await read_json(request, service), Question), request.path_params["id"]
-        owner = caller(request).name
+        owner = kept.owner(request)
         who = await kept.ask(_character_of, owner, key)
         history, tenant = kept.history(), caller(request).tenant
         messages, covered = await cast.prompt(history, service.backend, owner, key, asked.leaf, model=asked.model, who=who, tenant=tenant)
@@ -103,12 +105,12 @@ def operations(service: Service, kept: Kept) -> list[Operation]:
         return json_response(service, Prompt(messages=turns, summarised=covered))
 
     async def export(request: Request) -> ASGIApp:
-        owner, key, form = caller(request).name, request.path_params["id"], request.query_params.get("form", "json")
+        owner, key, form = kept.owner(request), request.path_params["id"], request.query_params.get("form", "json")
         whole = await kept.ask(_whole, owner, key)
         if form == "json":
-            return Response(as_json(whole.conversation, whole.messages), media_type="application/json")
+            return Response(as_json(whole.conversation, whole.messages), media_type="application/json", headers=FILE)
         if form == "markdown":
-            return Response(as_markdown(whole.conversation, whole.messages), media_type="text/markdown; charset=utf-8")
+            return Response(as_markdown(whole.conversation, whole.messages), media_type="text/markdown; charset=utf-8", headers=FILE)
         raise UnknownOption(
             "there is no form {form!r}", hint="expected {expected}", form=form[:40], expected="json, markdown", param="form"
         )

@@ -1,4 +1,4 @@
-"""The page's files, read once and served with headers that let nothing run or load but themselves."""
+"""The page's files, read once."""
 
 from __future__ import annotations
 
@@ -27,18 +27,12 @@ TYPES = {
     "LICENSE": "text/plain; charset=utf-8",
 }
 HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
-        "media-src 'self' blob:; manifest-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; "
-        "require-trusted-types-for 'script'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": "require-trusted-types-for 'script'",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
+"""Besides those of every document (`khola.serve.app`): no text ever becomes HTML."""
 
 
 @dataclass(frozen=True)
