@@ -64,6 +64,7 @@ def chat(
     cache: o.Cache = "auto",
     stream: o.Stream = False,
     second_token: o.SecondToken = False,
+    precise: o.Precise = False,
     trust_template: o.TrustTemplate = False,
     stats: o.Stats = False,
     json: o.Json = False,
@@ -90,7 +91,8 @@ def chat(
     if not text and (json or not stdin_is_terminal() or not sys.stdout.isatty()):
         raise AskedWrong("there is no prompt", hint='khola chat {model} "your question", or pipe it in', model=name)
     try:
-        options = {"context": context, "interpreter": interpreter, "cache": cache, "stream": stream, "second_token": second_token}
+        options = {"context": context, "interpreter": interpreter, "cache": cache, "stream": stream}
+        options |= {"second_token": second_token, "precise": precise}
         with ready_model(name, talk, yes=yes, trust_template=trust_template, **options) as (ready, load_s):
             conversation = Conversation(system=system or "")
             sampling = o.sampling_from(ready.loaded.sampling, command.params)
