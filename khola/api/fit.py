@@ -19,7 +19,7 @@ from khola.cards.sizes import Sizes, sizes_of
 from khola.engine.admission import DEFAULT_CONTEXT_TOKENS
 from khola.engine.states import slots_for
 from khola.errors import AskedWrong, NoKernel, UnknownModel
-from khola.loader.interpreter import chosen, require_cache
+from khola.loader.interpreter import chosen, require_cache, require_precise
 from khola.native.probe import Machine, probe
 from khola.ops.vocabulary import PAGE_TOKENS
 from khola.settings import Settings
@@ -40,8 +40,8 @@ WEIGHT_BYTES = {"numpy": 4, "torch": 4}
 """Bytes that an interpreter keeps of one weight; those it does not name keep weights packed."""
 CACHE_BYTES = {"numpy": 4, "torch": 4}
 """Bytes that an interpreter keeps of one number of the cache; others keep 2."""
-CODED_BYTES = 1.0625
-"""The same of a cache in int8: a code, and a scale of 2 bytes for at least 32 of them."""
+FORM_BYTES = {"int8": 1.0625, "float32": 4}
+"""The same of a cache that is asked for; in int8 a code, and a scale of 2 bytes for at least 32 of them."""
 PACKED_SHARE = {
     "f32": 0.5, "f8_e4m3": 2.0, "q6_k": 1.07, "q5_k": 1.09, "q5_k_m": 1.09, "q4_k": 1.11, "q4_k_m": 1.10, "mxfp4": 2.0, "iq4_nl": 1.89,
     "iq4_xs": 2.0, "q3_k": 1.46, "q3_k_m": 1.35, "q2_k": 2.1,
@@ -131,6 +131,7 @@ def fit(
     machine: Machine | None = None,
     interpreter: str = "auto",
     cache: str = "auto",
+    precise: bool = False,
 ) -> Plan:
     """What a model would take on this machine.
 
@@ -141,17 +142,20 @@ def fit(
         machine: by default this one, measured.
         interpreter: what would compute it; "auto" is what `khola chat` would choose.
         cache: how the cache would keep numbers; see `khola.loader.load_model`.
+        precise: whether the native interpreter would keep them in float32; see there.
     Raises:
         UnknownModel: neither a card nor a model on this disk has this name.
-        UnknownOption: the interpreter has no such cache.
+        UnknownOption: the interpreter has no such cache, or no precise arithmetic beside its own.
         NoKernel: it has none for this model.
         BadFiles: the file cannot be read, or its configuration has no sizes that khola can work out.
         AskedWrong: the context is not a positive number of at most the trained tokens.
     """
     subject = _subject(name, settings)
     here = machine or probe(settings.models)
+    require_precise(precise, cache, interpreter)
     interpreter = chosen(settings) if interpreter == "auto" else interpreter
     require_cache(cache, interpreter)
+    cache = "float32" if precise else cache
     if cache == "int8" and not subject.sizes.coded_cache:
         raise NoKernel("latents are kept in bfloat16; there is no cache of 8 bits for them", hint="leave the cache out, or say bf16")
     tokens = _default_context(subject, here, interpreter, cache) if context is None else _checked_context(context, subject)
@@ -256,7 +260,7 @@ class _Cost:
 
 def _cost(sizes: Sizes, tokens: int, machine: Machine, interpreter: str, cache: str) -> _Cost:
     activations = 4 * STEP_TOKENS * (4 * sizes.hidden + 2 * sizes.widest)
-    number = CODED_BYTES if cache == "int8" else CACHE_BYTES.get(interpreter, 2)
+    number = FORM_BYTES.get(cache, CACHE_BYTES.get(interpreter, 2))
     return _Cost(
         cache_token=math.ceil(number * sizes.cache_per_token),
         work=activations + 4 * LOGIT_ROWS * sizes.vocabulary + 4 * sizes.state * slots_for(1) + KHOLA_BYTES,

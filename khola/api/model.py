@@ -57,6 +57,7 @@ def load(
     rows: int | None = None,
     stream: bool = False,
     second_token: bool = False,
+    precise: bool = False,
     trust_template: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
@@ -74,11 +75,12 @@ def load(
         rows: answers that are computed at once; by default 16, or as many states as fit into memory.
         stream: weights that do not fit into memory are read from the disk as they are needed; native only.
         second_token: also guess with the layer that DeepSeek-V3 and R1 have for it; see `Sampling.speculate`.
+        precise: the native interpreter rounds nothing to 8 or 16 bits, as numpy and torch do not: slower, with twice the cache of "bf16".
         trust_template: run the chat template that came with the files, in a bounded process, where khola knows no format of its own.
         device, dtype, tell: see `khola.loader.load_model`.
     Raises:
         UnknownModel, NotPulled: the name leads to no files here.
-        UnknownOption: the interpreter, its cache in such numbers, or a layer that guesses is not to be had.
+        UnknownOption: the interpreter, its cache in such numbers, its precise arithmetic, or a layer that guesses is not to be had.
         BadFiles: the files are damaged, or not those of an architecture that khola knows.
         NoMemory: weights or cache do not fit.
         NoDisk: weights have to stream, and there is no room for them in packed form.
@@ -94,6 +96,7 @@ def load(
         cache=cache,
         stream=stream,
         second_token=second_token,
+        precise=precise,
         tell=tell,
     )
     available_bytes = int(usable_memory()[1] * SHARE_OF_MEMORY)

@@ -67,6 +67,7 @@ def chat(
     cache: o.Cache = "auto",
     stream: o.Stream = False,
     second_token: o.SecondToken = False,
+    precise: o.Precise = False,
     trust_template: o.TrustTemplate = False,
     server: o.Server = None,
     stats: o.Stats = False,
@@ -121,7 +122,8 @@ def _speaker(
         return
     from khola.cli.ready import ready_model
 
-    loading = {option: parameters[option] for option in ("context", "interpreter", "cache", "stream", "second_token", "trust_template")}
+    names = ("context", "interpreter", "cache", "stream", "second_token", "precise", "trust_template")
+    loading = {option: parameters[option] for option in names}
     with ready_model(name, talk, yes=parameters["yes"], **loading) as (model, load_s):
         yield model, model.loaded.sampling, load_s
 

@@ -43,6 +43,7 @@ def complete(
     cache: o.Cache = "auto",
     stream: o.Stream = False,
     second_token: o.SecondToken = False,
+    precise: o.Precise = False,
     stats: o.Stats = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -68,7 +69,8 @@ def complete(
         raise AskedWrong("--logprobs needs --json")
     if not start:
         raise AskedWrong("there is no text to continue", hint='khola complete {model} "The text", or pipe it in', model=model)
-    options = {"context": context, "interpreter": interpreter, "cache": cache, "stream": stream, "second_token": second_token}
+    options = {"context": context, "interpreter": interpreter, "cache": cache, "stream": stream}
+    options |= {"second_token": second_token, "precise": precise}
     with ready_model(model, talk, yes=yes, **options) as (ready, load_s):
         sampling = o.sampling_from(ready.loaded.sampling, command.params)
         form = o.form_from(command.params)

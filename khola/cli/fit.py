@@ -17,6 +17,7 @@ def fit(
     context: o.Context = None,
     interpreter: o.Interpreter = "auto",
     cache: o.Cache = "auto",
+    precise: o.Precise = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     lang: o.Lang = None,
@@ -25,13 +26,13 @@ def fit(
 
     Raises:
         UnknownModel: neither a card, nor a model on this disk, nor a file.
-        UnknownOption: the interpreter has no such cache.
+        UnknownOption: the interpreter has no such cache, or no precise arithmetic beside its own.
         BadFiles: the file cannot be read.
     """
     from khola.api.fit import fit as plan_of
 
     talk = o.talk_of(json=json, quiet=quiet, lang=lang)
-    plan = plan_of(model, settings=talk.settings, context=context, interpreter=interpreter, cache=cache)
+    plan = plan_of(model, settings=talk.settings, context=context, interpreter=interpreter, cache=cache, precise=precise)
     if json:
         talk.data({**asdict(plan), "fits": plan.fits, "licences": [_licence(key) for key in plan.licences]})
         return

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 CONNECT_S, READ_S = 5.0, 60.0
 """A server that lives says so every ten seconds."""
 LONGEST_LINE = 16 << 20
-LOCAL = {"context": None, "interpreter": "auto", "cache": "auto", "stream": False, "second_token": False, "trust_template": False}
+LOCAL = {
+    "context": None, "interpreter": "auto", "cache": "auto", "stream": False, "second_token": False, "precise": False,
+    "trust_template": False,
+}  # fmt: skip
 """Options that say how to load a model, at the values that ask for nothing."""
 UNTOLD = {"logprobs": None, "speculate": "auto", "regex": None, "choice": None}
 """Options that the chat route has no place for, at the values that ask for nothing."""

@@ -22,7 +22,14 @@ def unheard(text: str, **facts: object) -> None:
 
 
 def interpreter_named(
-    name: str, settings: Settings, device: str = "cpu", dtype: str = "float32", cache: str = "auto", tell: Tell | None = None
+    name: str,
+    settings: Settings,
+    device: str = "cpu",
+    dtype: str = "float32",
+    cache: str = "auto",
+    tell: Tell | None = None,
+    *,
+    precise: bool = False,
 ) -> Interpreter:
     """A new interpreter.
 
@@ -33,17 +40,20 @@ def interpreter_named(
         dtype: numbers to compute with; native has its own (8 bits and bfloat16 in, float32 sums).
         cache: one of `CACHES`.
         tell: hears why "auto" is numpy.
+        precise: the native one rounds neither inputs of products nor keys and values; numpy never does.
     Raises:
-        UnknownOption: there is none of this name, torch is not installed, or the dtype, cache or instruction set is not to be had.
+        UnknownOption: there is none of this name, torch is not installed, or the dtype, cache, arithmetic or instruction set is not to be
+            had.
         NoKernel: "native" is asked for where no library can be loaded.
     """
     require_cache(cache, name)
+    require_precise(precise, cache, name)
     if name == "auto":
-        return _automatic(settings, dtype, cache, unheard if tell is None else tell)
+        return _automatic(settings, dtype, cache, unheard if tell is None else tell, precise)
     if name == "native":
         if dtype != "float32":
             raise UnknownOption("the native interpreter computes in numbers of its own, not in {dtype}", dtype=dtype)
-        return _native(settings, cache)
+        return _native(settings, cache, precise)
     if name == "numpy":
         from khola.ops.numpy_ops import NumpyOps
 
@@ -89,30 +99,48 @@ def require_cache(cache: str, interpreter: str) -> None:
         )
 
 
+def require_precise(precise: bool, cache: str, interpreter: str) -> None:
+    """Refuse precise arithmetic to an interpreter that has no other, and beside a cache that rounds.
+
+    Raises:
+        UnknownOption: the interpreter rounds nothing anyway, or keys and values are asked for in other numbers.
+    """
+    if precise and interpreter not in ("auto", "native"):
+        raise UnknownOption(
+            "the {interpreter} interpreter rounds nothing to 8 or 16 bits by itself; precise is for the native one",
+            hint="leave precise out",
+            interpreter=interpreter,
+        )
+    if precise and cache != "auto":
+        raise UnknownOption(
+            "precise keeps keys and values in float32, not in {cache}", hint="leave the cache at auto, or leave precise out", cache=cache
+        )
+
+
 def chosen(settings: Settings) -> str:
     """Name of the interpreter that "auto" is here.
 
     Raises:
         UnknownOption: the settings force an instruction set that is not to be had here.
     """
-    return _automatic(settings, "float32", "auto", unheard).name
+    return _automatic(settings, "float32", "auto", unheard, False).name
 
 
-def _automatic(settings: Settings, dtype: str, cache: str, tell: Tell) -> Interpreter:
+def _automatic(settings: Settings, dtype: str, cache: str, tell: Tell, precise: bool) -> Interpreter:
     """Native if it is here and fit, else numpy, with one line that says why."""
     if dtype != "float32":
         return interpreter_named("numpy", settings, dtype=dtype, cache=cache)
     try:
         if instruction_set(settings) != SLOW or settings.isa == SLOW:
-            return _native(settings, cache)
+            return _native(settings, cache, precise)
         tell("numpy runs the model: the native library knows no instruction set of this processor, and plain C++ is slower")
     except NoKernel as wrong:
         tell("numpy runs the model, several times slower than native would: {reason}", reason=str(wrong))
     return interpreter_named("numpy", settings, cache=cache)
 
 
-def _native(settings: Settings, cache: str) -> Interpreter:
+def _native(settings: Settings, cache: str, precise: bool) -> Interpreter:
     from khola.ops.native_ops import NativeOps
 
     instruction_set(settings)
-    return NativeOps(threads=settings.threads, cache="int8" if cache == "int8" else "bf16")
+    return NativeOps(threads=settings.threads, cache="float32" if precise else "int8" if cache == "int8" else "bf16")

@@ -70,6 +70,7 @@ def load_model(
     cache: str = "auto",
     stream: bool = False,
     second_token: bool = False,
+    precise: bool = False,
     available_bytes: int | None = None,
     tell: Tell | None = None,
 ) -> Loaded:
@@ -84,18 +85,19 @@ def load_model(
         cache: how the cache keeps numbers: "auto" is the interpreter's own way; the native one has "bf16", which is its own, and "int8".
         stream: weights that do not fit into memory may stay on the disk and are read as they are needed; native only.
         second_token: also load the layer that guesses the token after the next one; requests may guess with it.
+        precise: the native interpreter rounds nothing but sums: inputs of products, keys and values stay in float32.
         available_bytes: memory that weights may take; None: what is free now.
         tell: hears about what was ignored or found superfluous, and why the interpreter is not the native one.
     Raises:
         UnknownModel, NotPulled: the name leads to no files here.
-        UnknownOption: the interpreter, its cache in such numbers, or a layer that guesses is not to be had.
+        UnknownOption: the interpreter, its cache in such numbers, its precise arithmetic, or a layer that guesses is not to be had.
         BadFiles: the files are damaged, or not those of an architecture that khola knows.
         NoMemory: the weights do not fit, and may not stream.
         NoDisk: they would have to stream, and there is no room for them in packed form.
     """
     located = find(name, settings)
     said = unheard if tell is None else tell
-    ops = interpreter_named(interpreter, settings, device, dtype, cache, said)
+    ops = interpreter_named(interpreter, settings, device, dtype, cache, said, precise=precise)
     parts = _folder_parts(located.path, said) if located.path.is_dir() else _gguf_parts(located.path)
     room = Room(
         name=located.name,

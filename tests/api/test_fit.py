@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,9 +54,9 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def plan_of(
-    name: str, settings: Settings, machine: Machine = LAPTOP, context: int | None = None, interpreter: str = "numpy", cache: str = "auto"
+    name: str, settings: Settings, machine: Machine = LAPTOP, context: int | None = None, interpreter: str = "numpy", **how: Any
 ) -> Plan:
-    return fit(name, settings=settings, context=context, machine=machine, interpreter=interpreter, cache=cache)
+    return fit(name, settings=settings, context=context, machine=machine, interpreter=interpreter, **how)
 
 
 def test_the_largest_llama_does_not_fit_a_laptop_and_its_relatives_do(settings: Settings) -> None:
@@ -101,6 +102,15 @@ def test_an_interpreter_that_computes_on_packed_weights_needs_less(settings: Set
     assert speeds["bf16"] < speeds["q8_0"] < speeds["q6_k"] < speeds["q4_k_m"] < speeds["q3_k_m"]
     assert speeds["q2_k"] < speeds["q4_k_m"], "codes of 2 bits take 4, with a scale and a minimum for 16 of them"
     assert not plan_of("qwen2.5-14b-instruct", settings).fits
+
+
+def test_a_precise_cache_is_counted_in_32_bits(settings: Settings) -> None:
+    plan = plan_of("qwen2.5-0.5b", settings, interpreter="native", context=2048, precise=True)
+    assert plan.cache_bytes == 2 * plan.cache_bytes_16 == 2048 * 24_576
+    assert plan.choices[0].total_bytes - plan.choices[0].packed_bytes == plan.cache_bytes_16
+    assert plan_of("moonlight-16b-a3b", settings, interpreter="native", precise=True).cache_bytes
+    with pytest.raises(UnknownOption, match="precise"):
+        plan_of("qwen2.5-0.5b", settings, interpreter="numpy", precise=True)
 
 
 def test_a_cache_in_8_bits_is_counted_as_such(settings: Settings) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+import khola
 from khola.errors import NoKernel, UnknownOption
 from khola.loader import interpreter as module
 from khola.loader.interpreter import chosen, instruction_set, interpreter_named
 from khola.loader.load import load_model
 from khola.native import lib
+from khola.ops.native_ops import NativeOps
 from khola.ops.vocabulary import CacheSpec, LayerCache
 from khola.settings import Settings
 from tests.loader.tiny_gguf import tiny_gguf
@@ -94,6 +96,32 @@ def test_a_cache_in_8_bits_takes_half_the_memory(settings: Settings) -> None:
     auto, bf16, int8 = (interpreter_named("native", settings, cache=cache).token_bytes(spec) for cache in ("auto", "bf16", "int8"))
     numbers, scales = 3 * (64 + 64) + 64 + 96, 3 * 2 + 2
     assert (auto, bf16, int8) == (2 * numbers, 2 * numbers, numbers + 2 * scales), "heads are padded to 32 numbers"
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_what_never_rounds_has_no_precise_arithmetic_beside(name: str, settings: Settings) -> None:
+    with pytest.raises(UnknownOption, match=f"the {name} interpreter rounds nothing"):
+        interpreter_named(name, settings, precise=True)
+    for cache in ("bf16", "int8"):
+        with pytest.raises(UnknownOption, match=f"precise keeps keys and values in float32, not in {cache}"):
+            interpreter_named("auto", settings, cache=cache, precise=True)
+
+
+def test_numpy_takes_over_where_precise_was_asked_for(settings: Settings, no_library: None) -> None:
+    assert interpreter_named("auto", settings, precise=True).name == "numpy"
+
+
+@needs_library
+def test_a_precise_model_writes_as_numpy_does(settings: Settings, tmp_path: Path) -> None:
+    path = str(tiny_gguf(tmp_path / "tiny.gguf"))
+    for asked in ({"interpreter": "native"}, {}):
+        with khola.load(path, settings=settings, context=64, precise=True, **asked) as model:
+            assert isinstance(model.loaded.ops, NativeOps) and model.loaded.ops.precise
+            assert model.loaded.ops.token_bytes(model.loaded.cache) == 2 * NativeOps().token_bytes(model.loaded.cache)
+            native = model.score("the quick brown fox jumps over").logprobs
+    with khola.load(path, settings=settings, context=64, interpreter="numpy") as model:
+        numpy = model.score("the quick brown fox jumps over").logprobs
+    assert len(native) > 3 and native == pytest.approx(numpy, abs=1e-4)
 
 
 @needs_library

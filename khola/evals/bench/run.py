@@ -43,6 +43,8 @@ class Asked:
     interpreter: str
     cache: str = "auto"
     """How khola's cache keeps numbers, as `khola chat` takes it."""
+    precise: bool = False
+    """Whether khola's own kernels round nothing but sums."""
     against: Sequence[str] = ()
     """Names of `PEERS`."""
     places: Mapping[str, str] = field(default_factory=dict)
@@ -114,8 +116,14 @@ def bench(
 def _contestants(asked: Asked, path: Path, settings: Settings, peers: Mapping[str, Find]) -> tuple[list[Contestant], list[Missing]]:
     """khola, and the peers that are here; why the others are not."""
     trained = read_header(path).config.get("max_position_embeddings") or START_CONTEXT
-    interpreter = interpreter_named(asked.interpreter, settings, cache=asked.cache).name
-    ours = Khola(model=asked.model, interpreter=interpreter, cache=asked.cache, start_context=min(START_CONTEXT, int(trained)))
+    interpreter = interpreter_named(asked.interpreter, settings, cache=asked.cache, precise=asked.precise).name
+    ours = Khola(
+        model=asked.model,
+        interpreter=interpreter,
+        cache=asked.cache,
+        precise=asked.precise and interpreter == "native",
+        start_context=min(START_CONTEXT, int(trained)),
+    )
     found: list[Contestant] = [ours]
     missing = []
     for name in asked.against:

@@ -41,6 +41,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: str
     interpreter: str
     cache: str = "auto"
+    precise: bool = False
     threads: int
     seed: int
     work: Work
@@ -59,7 +60,14 @@ def main(arguments: Sequence[str]) -> None:
     """Run orders and print every reading as it is made."""
     orders = msgspec.json.decode(arguments[0], type=Orders)
     settings = replace(from_environment(), threads=orders.threads)
-    loaded = load_model(orders.model, settings=settings, interpreter=orders.interpreter, cache=orders.cache, tell=lambda *_, **__: None)
+    loaded = load_model(
+        orders.model,
+        settings=settings,
+        interpreter=orders.interpreter,
+        cache=orders.cache,
+        precise=orders.precise,
+        tell=lambda *_, **__: None,
+    )
     for reading in _readings(loaded, orders):
         print(json.dumps(asdict(reading)), flush=True)
 

@@ -23,18 +23,21 @@ class Khola:
         interpreter: "numpy", "torch" or another that `khola.loader` knows.
         start_context: tokens of the context when a start is timed.
         cache: how the cache keeps numbers.
+        precise: whether the native one rounds nothing but sums.
     """
 
     model: str
     interpreter: str
     start_context: int
     cache: str = "auto"
+    precise: bool = False
     name: str = "khola"
 
     @property
     def version(self) -> str:
         """Of khola, and what computes."""
-        return f"{__version__} ({self.interpreter}{'' if self.cache == 'auto' else f', cache {self.cache}'})"
+        cache = "" if self.cache == "auto" else f", cache {self.cache}"
+        return f"{__version__} ({self.interpreter}{cache}{', precise' if self.precise else ''})"
 
     def run(self, task: Task) -> Turn:
         """Measure one group in a new process; see `Contestant`."""
@@ -57,6 +60,7 @@ class Khola:
             model=self.model,
             interpreter=self.interpreter,
             cache=self.cache,
+            precise=self.precise,
             threads=task.threads,
             seed=task.seed,
             work=task.work,
@@ -68,4 +72,5 @@ class Khola:
     def _start_command(self, task: Task) -> list[str]:
         options = ["--max-tokens", str(START_TOKENS), "--temperature", "0", "--context", str(self.start_context)]
         options += ["--interpreter", self.interpreter, "--cache", self.cache, "--quiet", "--offline"]
+        options += ["--precise"] if self.precise else []
         return [sys.executable, "-m", "khola", "complete", self.model, START_PROMPT, *options]

@@ -129,8 +129,9 @@ inline Words quads_of(const uint8_t* tile, const uint8_t* low, int quad, int n) 
   if constexpr (Bits == 5) {
     uint32_t fifths[2];
     std::memcpy(fifths, tile + 512 + 8 * quad, 8);
-    Words all, places;
-    for (int i = 0; i < kLane; ++i) all[i] = fifths[(n + i) / 8], places[i] = 4 * ((n + i) % 8);
+    Words last, places;  // whether an output is one of the last eight, and where its four bits are
+    for (int i = 0; i < kLane; ++i) last[i] = (n + i) / 8 ? ~0u : 0u, places[i] = 4 * ((n + i) % 8);
+    const Words all = (~last & fifths[0]) | (last & fifths[1]);
     // The product has bit i of the four at bit 7 of byte i.
     four |= ((all >> places & 15) * 0x10204080u & 0x80808080u) >> 3;
   }
