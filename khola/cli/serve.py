@@ -78,6 +78,7 @@ def serve(
     talk = o.talk_of(json=json, quiet=quiet, lang=lang)
     limits = Limits(deadline_s=deadline, drain_s=drain)
     guard = _guard(host, key_file, no_auth, cors_origin or [], allow_host or [], limits, talk)
+    _harden()
     written = _log(log, talk)
     options = {"context": context, "cache": cache}
 
@@ -156,6 +157,15 @@ def _backend(
         options={name: value for name, value in options.items() if value is not None},
         tell=talk.say,
     )
+
+
+def _harden() -> None:
+    """Files of this process, and of those that it starts, are their owner's; none of them leaves its memory behind when it crashes."""
+    os.umask(0o077)
+    if os.name == "posix":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _log(path: Path | None, talk: Talk) -> Log:
