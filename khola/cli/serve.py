@@ -81,13 +81,14 @@ def serve(
     _harden()
     written = _log(log, talk)
     options = {"context": context, "cache": cache}
+    offered = models or (["echo"] if engine == "echo" else [])
 
     async def run() -> None:
-        backend = _backend(engine, models or [], talk, idle_s=60 * idle, memory_gb=memory, options=options)
+        backend = _backend(engine, offered, talk, idle_s=60 * idle, memory_gb=memory, options=options)
         sockets = listen(host, port)
         guard.listens_on(sockets[0].getsockname()[1])
         service = Service(backend=backend, settings=talk.settings, limits=limits, guard=guard, log=written, raw_utf8=raw_utf8)
-        await serve(service, sockets, ready=lambda _: _announce(host, guard, limits, engine, models or [], talk))
+        await serve(service, sockets, ready=lambda _: _announce(host, guard, limits, engine, offered, talk))
 
     asyncio.run(run())
 
@@ -146,7 +147,7 @@ def _backend(
     if engine == "echo":
         from khola.serve.echo import Echo
 
-        return Echo(offered=models or ["echo"])
+        return Echo(offered=models)
     from khola.serve.engines import Engines
 
     return Engines(
