@@ -141,7 +141,7 @@ def test_idle_models_make_room_and_busy_or_pinned_ones_stay(tmp_path: Path) -> N
 
 def test_unloading_waits_for_answers_and_idle_models_go(tmp_path: Path) -> None:
     async def served() -> None:
-        async with engines_of(tmp_path, idle_s=0.2) as engines:
+        async with engines_of(tmp_path, idle_s=0.1) as engines:
             running = await engines.start(going_on("a", 300), "one")
             pid = engines.process_id("one")
             unloading = asyncio.create_task(engines.unload("one"))
