@@ -212,9 +212,21 @@ class Worker:
             for event in engine.step():
                 self._tell(event, said)
             if said:
-                self._link.send(wire.Step(tuple(said.values())))
+                self._send(tuple(said.values()))
             if self._drain is not None:
                 self._tell_if_drained()
+
+    def _send(self, said: tuple[wire.Said, ...]) -> None:
+        """What a step said, in one frame; where that is longer than a frame may be, one by one, and what alone is longer fails."""
+        try:
+            self._link.send(wire.Step(said))
+        except KholaError as error:
+            if len(said) > 1:
+                for one in said:
+                    self._send((one,))
+            else:
+                self._forget(said[0].number)
+                self._link.send(wire.wrong(said[0].number, error))
 
     def _tell(self, event: Event, said: dict[int, wire.Said]) -> None:
         """Add what an event says to what the step has said."""
@@ -231,7 +243,7 @@ class Worker:
         except Exception as error:
             self._forget(member.number)
             if member.number in said:
-                self._link.send(wire.Step((said.pop(member.number),)))
+                self._send((said.pop(member.number),))
             self._link.send(wire.wrong(member.number, typed(error)))
             return
         if more is not None:

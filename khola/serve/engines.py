@@ -180,7 +180,7 @@ class Engines:
             for name in here.keys() - self._slots.keys():
                 self._offer(name)
         names = sorted(name for name, slot in self._slots.items() if not self._open or name in here or slot.process is not None)
-        return [await asyncio.to_thread(self._state, self._slots[name], here.get(name)) for name in names]
+        return await asyncio.to_thread(lambda: [self._state(self._slots[name], here.get(name)) for name in names])
 
     async def load(self, model: str) -> ModelState:
         """Load a model, or wait until whoever loads it has done so. Errors carry what the process said last as the fact `stderr`.

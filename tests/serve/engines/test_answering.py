@@ -128,6 +128,21 @@ def test_a_worker_is_drained_and_takes_no_more() -> None:
         assert isinstance(last[-1], wire.Step | wire.Wrong)
 
 
+def test_what_is_too_long_for_a_frame_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)
+    monkeypatch.setattr(wire, "FRAME_BYTES", 2000)
+    jobs = [TextJob(prompt="a" * size, prompt_logprobs=3, sampling={"max_tokens": 3, "ignore_end": True}) for size in (3, 100)]
+    with asked(model) as (link, told):
+        link.sendall(b"".join(wire.framed(wire.Continue(number, job)) for number, job in enumerate(jobs, 1)))
+        messages = [next(told)]
+        while not any(isinstance(message, wire.Wrong) for message in messages):
+            messages.append(next(told))
+        link.sendall(wire.framed(wire.Continue(3, jobs[0])))
+        assert list(pieces_of(told, 3))[-1].finish_reason == "length"
+    (wrong,) = [message for message in messages if isinstance(message, wire.Wrong)]
+    assert (wrong.number, wrong.code) == (2, "bad_request")
+
+
 def test_no_more_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     model = Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)
