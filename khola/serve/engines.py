@@ -9,6 +9,7 @@ Death    A process that dies takes its running answers with it, each of which en
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +21,7 @@ from struct import unpack
 from typing import Any, final
 
 from khola.cards.catalogue import card, cards
-from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NotPulled, UnknownModel, UnknownOption
+from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NotInstalled, NotPulled, UnknownModel, UnknownOption
 from khola.fetch.library import Entry, Library
 from khola.fetch.places import model_name_from, on_disk
 from khola.serve import wire
@@ -94,6 +95,7 @@ class Engines:
         tell: hears sentences for whoever runs the server: what loading says, and how processes ended.
         clock: seconds, never going back.
     Raises:
+        NotInstalled: this system has no Unix sockets.
         UnknownModel, NotPulled: one of them is not on this disk.
         UnknownOption: two models would have one name, or a pinned one is not offered.
     """
@@ -110,6 +112,8 @@ class Engines:
         tell: Tell | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if sys.platform == "win32":
+            raise NotInstalled("engine processes need Unix sockets, which this system does not have", hint="use khola within WSL")
         self._settings = settings
         self._library = Library(settings)
         self._budget = budget_bytes

@@ -275,6 +275,14 @@ def test_the_default_cache_is_what_fits(available: int | None, expected: int) ->
     assert default_cache_tokens(32, 2048, available) == expected
 
 
+@pytest.mark.parametrize(
+    ("memory", "context", "expected"),
+    [(100_000, None, 8192), (16_384, None, 4096), (4000, None, 2048), (1000, None, 992), (100_000, 500, 2000), (1000, 500, 500)],
+)
+def test_more_answers_at_once_have_more_cache(memory: int, context: int | None, expected: int) -> None:
+    assert default_cache_tokens(32, 2048, 32 * memory, rows=64, context=context) == expected
+
+
 def test_context_and_cache_follow_what_is_asked() -> None:
     loaded = fake_loaded(context_tokens=10_000)
 
