@@ -9,6 +9,7 @@ Death    A process that dies takes its running answers with it, each of which en
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,8 @@ from pathlib import Path
 from struct import unpack
 from typing import Any, final
 
-from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, UnknownModel, UnknownOption
+from khola.cards.catalogue import card, cards
+from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NotInstalled, NotPulled, UnknownModel, UnknownOption
 from khola.fetch.library import Entry, Library
 from khola.fetch.places import model_name_from, on_disk
 from khola.serve import wire
@@ -93,6 +95,8 @@ class Engines:
         tell: hears sentences for whoever runs the server: what loading says, and how processes ended.
         clock: seconds, never going back.
     Raises:
+        NotInstalled: this system has no Unix sockets.
+        UnknownModel, NotPulled: one of them is not on this disk.
         UnknownOption: two models would have one name, or a pinned one is not offered.
     """
 
@@ -108,6 +112,8 @@ class Engines:
         tell: Tell | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if sys.platform == "win32":
+            raise NotInstalled("engine processes need Unix sockets, which this system does not have", hint="use khola within WSL")
         self._settings = settings
         self._library = Library(settings)
         self._budget = budget_bytes
@@ -119,6 +125,7 @@ class Engines:
         self._open = offered is None
         self._slots: dict[str, Slot] = {}
         for source in offered or ():
+            self._require_here(source)
             self._offer(source)
         if not self._open and (lost := sorted(self._pinned - set(self._slots))):
             raise UnknownOption("{model} is to be pinned, but it is not offered", model=lost[0])
@@ -177,7 +184,7 @@ class Engines:
             for name in here.keys() - self._slots.keys():
                 self._offer(name)
         names = sorted(name for name, slot in self._slots.items() if not self._open or name in here or slot.process is not None)
-        return [await asyncio.to_thread(self._state, self._slots[name], here.get(name)) for name in names]
+        return await asyncio.to_thread(lambda: [self._state(self._slots[name], here.get(name)) for name in names])
 
     async def load(self, model: str) -> ModelState:
         """Load a model, or wait until whoever loads it has done so. Errors carry what the process said last as the fact `stderr`.
@@ -250,9 +257,18 @@ class Engines:
         slot = self._slots.get(model)
         return () if slot is None else slot.last_lines
 
+    def _require_here(self, source: str) -> None:
+        """Refuse what no request could have an answer from.
+
+        Raises:
+            UnknownModel, NotPulled: nothing here is called so.
+        """
+        if _path_of(source) is None and self._library.find(source) is None:
+            raise NotPulled("{name} is not on this disk", hint="khola pull {name}", name=card(source).name)
+
     def _offer(self, source: str) -> Slot:
         """Take a model into the list."""
-        path = on_disk(source) if "/" in source or "\\" in source or source.endswith((".gguf", ".safetensors")) else None
+        path = _path_of(source)
         name = model_name_from(path.stem if path.is_file() else path.resolve().name) if path is not None else source
         if name in self._slots:
             raise UnknownOption("two of the offered models would be called {model}", model=name)
@@ -423,8 +439,6 @@ class Engines:
 
     def _state(self, slot: Slot, entry: Entry | None) -> ModelState:
         """What is known of a model."""
-        from khola.cards.catalogue import cards
-
         known = cards().get((entry.card or entry.name) if entry is not None else slot.name)
         process = slot.process if slot.process is not None and slot.process.serves else None
         return ModelState(
@@ -454,6 +468,12 @@ def _created(entry: Entry | None, path: Path) -> int:
     with suppress(OSError, ValueError):
         return int(min(file.stat().st_mtime for file in files))
     return 0
+
+
+def _path_of(source: str) -> Path | None:
+    """What lies at an offered path; None where it is a name, or nothing lies there."""
+    is_path = "/" in source or "\\" in source or source.endswith((".gguf", ".safetensors"))
+    return on_disk(source) if is_path else None
 
 
 def _bytes_at(path: Path) -> int:

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from khola.chat.message import Message
-from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NoTemplate, UnknownModel, UnknownOption
+from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NoTemplate, NotPulled, UnknownModel, UnknownOption
 from khola.serve import process
 from khola.serve.backend import ChatJob
 from khola.serve.engines import Engines
+from tests.loader.tiny_gguf import tiny_gguf
 from tests.needs import needs_library
 from tests.serve.engines.rig import direct, engines_of, going_on, read, settings_of, text_of, tiny_models
 
@@ -141,9 +142,9 @@ def test_idle_models_make_room_and_busy_or_pinned_ones_stay(tmp_path: Path) -> N
 
 def test_unloading_waits_for_answers_and_idle_models_go(tmp_path: Path) -> None:
     async def served() -> None:
-        async with engines_of(tmp_path, idle_s=0.2) as engines:
+        async with engines_of(tmp_path, idle_s=0.1) as engines:
             running = await engines.start(going_on("a", 300), "one")
-            pid = engines.process_id("one")
+            pid, engine = engines.process_id("one"), engines._slots["one"].process
             unloading = asyncio.create_task(engines.unload("one"))
             await asyncio.sleep(0)
             with pytest.raises(Busy, match="one is being unloaded"):
@@ -151,6 +152,8 @@ def test_unloading_waits_for_answers_and_idle_models_go(tmp_path: Path) -> None:
             assert (await read(running))[-1].finish_reason == "length"
             assert (await unloading).state == "unloaded"
             assert not Path(f"/proc/{pid}").exists()
+            assert engine is not None
+            assert engine.how == "exit status 0"
             await read(await engines.start(going_on(), "one"))
             for _ in range(100):
                 if engines.process_id("one") == 0:
@@ -159,6 +162,32 @@ def test_unloading_waits_for_answers_and_idle_models_go(tmp_path: Path) -> None:
             assert engines.process_id("one") == 0
 
     asyncio.run(served())
+
+
+def test_what_is_not_here_is_not_offered(tmp_path: Path) -> None:
+    async def made() -> None:
+        for name, error in (("nonsense", UnknownModel), ("qwen3-0.6b", NotPulled)):
+            with pytest.raises(error, match=name):
+                Engines(settings_of(tmp_path), [name])
+        (file,) = tiny_models(tmp_path, "one")
+        with pytest.raises(UnknownOption, match="two of the offered models would be called one"):
+            Engines(settings_of(tmp_path), [file, file])
+        with pytest.raises(UnknownOption, match="two is to be pinned"):
+            Engines(settings_of(tmp_path), [file], pinned=["two"])
+        # Without names, all of the library is offered, and what comes to it later.
+        engines = Engines(settings_of(tmp_path))
+        assert await engines.models() == []
+        models = settings_of(tmp_path).models
+        models.mkdir(parents=True)
+        tiny_gguf(models / "late.gguf")
+        (state,) = await engines.models()
+        assert (state.name, state.state, state.file_bytes) == ("late", "unloaded", (models / "late.gguf").stat().st_size)
+        assert await engines.tokens("x", "late") == [120]
+        with pytest.raises(UnknownModel):
+            await engines.tokens("x", "../late")
+        await engines.close(1)
+
+    asyncio.run(made())
 
 
 def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:

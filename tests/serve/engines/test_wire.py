@@ -20,9 +20,10 @@ from khola.chat.message import Message, Tool, ToolCall
 from khola.errors import AskedWrong, BadSchema, EngineDied, KholaError, OurFault
 from khola.serve import wire
 from khola.serve.backend import ChatJob, Cost, TextJob, Token
+from khola.serve.dispatch import Link, Worker
 from khola.serve.process import EngineProcess
-from khola.serve.worker import Link, Worker
 from tests.engine.fakes import FakeRunner, fake_loaded
+from tests.serve.engines.test_answering import Special
 
 ASKS: list[wire.Ask] = [
     wire.Chat(1, ChatJob(messages=(Message(role="user", content="খোলা"),), tools=(Tool(name="add", parameters={"a": [1]}),), tenant="t")),
@@ -123,7 +124,7 @@ def mutated(stream: bytes, rng: random.Random) -> bytes:
 def worker() -> Iterator[socket.socket]:
     """A worker in this process, its model a fake, and the socket to it."""
     ours, theirs = socket.socketpair()
-    model = Model(fake_loaded(), runner=FakeRunner(64), cache_tokens=2048)
+    model = Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)
 
     def run() -> None:
         with contextlib.suppress(KholaError):
