@@ -44,12 +44,17 @@ def served(service: Service, client: Callable[[int], Awaitable[Any]], monkeypatc
         stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         server = asyncio.ensure_future(serve(service, sockets, ready=stop.set_result))
         asked_to_stop = await stop
-        found = await client(port)
-        asked_to_stop()
-        await asyncio.wait_for(server, 5.0)
-        return found
+        try:
+            return await client(port)
+        finally:
+            asked_to_stop()
+            await asyncio.wait_for(server, 10.0)
 
-    return asyncio.run(both())
+    try:
+        return asyncio.run(both())
+    finally:
+        for opened in sockets:
+            opened.close()
 
 
 async def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
