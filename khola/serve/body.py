@@ -51,8 +51,6 @@ async def read_bytes(request: Request, limit: int) -> bytes:
         TooLarge: more bytes than `limit`, by its header or by count.
     """
     told = request.headers.get("content-length", "0")
-    if told == "0" and "transfer-encoding" not in request.headers:
-        return b""  # it was taken in already, to hear when the client leaves; waiting for it would last until then
     parts, size = [], int(told[:18]) if told.isascii() and told.isdecimal() else 0
     if size <= limit:
         size = 0

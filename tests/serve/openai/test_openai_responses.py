@@ -189,9 +189,9 @@ def test_a_response_in_the_background(tmp_path: Path) -> None:
         async with client.session() as session:
             one = (await session.post(MAKE, json={"model": "m", "input": "a b", "background": True})).json()
             two = (await session.post(MAKE, json={"model": "m", "input": "a " * 5000, "background": True})).json()
-            stopped = (await session.post(f"{MAKE}/{two['id']}/cancel")).json()
-            refused = await session.post(MAKE, json={"model": "m", "input": "x", "previous_response_id": one["id"]})
+            refused = await session.post(MAKE, json={"model": "m", "input": "x", "previous_response_id": two["id"]})
             assert refused.status_code == 400
+            stopped = (await session.post(f"{MAKE}/{two['id']}/cancel")).json()
             done = one
             while done["status"] in ("queued", "in_progress"):
                 await asyncio.sleep(0.01)
@@ -231,9 +231,12 @@ def test_the_store_is_its_owners_alone(tmp_path: Path) -> None:
             await store.before("you", "r2", 9)
         assert (tmp_path / "a" / "kept.sqlite").stat().st_mode & 0o777 == 0o600
         now += KEPT_S + 1
+        await ResponseStore(tmp_path / "a" / "kept.sqlite", lambda: now).put("me", body("r3"), [])
+        unmade = ResponseStore(tmp_path / "b" / "kept.sqlite", lambda: now)
         with pytest.raises(NotFound):
-            await ResponseStore(tmp_path / "a" / "kept.sqlite", lambda: now).get("me", "r1")
+            await unmade.get("me", "r1")
+        assert not (tmp_path / "b").exists()
 
     asyncio.run(run())
     with closing(sqlite3.connect(tmp_path / "a" / "kept.sqlite")) as db:
-        assert db.execute("SELECT count(*) FROM responses").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM responses").fetchone() == (1,)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -18,7 +19,7 @@ from khola.serve.dialects.openai.responses import Response
 from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of, page_of, with_ids
 from khola.serve.dialects.openai.responses_store import ResponseStore
 from khola.serve.dialects.openai.routes import headed, named_schema, only_model, told
-from khola.serve.operation import Operation, caller, request_id
+from khola.serve.operation import Handler, Method, Operation, caller, request_id
 from khola.serve.service import Service
 from khola.serve.sse import Event, event_response
 
@@ -43,24 +44,18 @@ class ResponsesRoutes:
 
     def operations(self) -> list[Operation]:
         """All of them."""
-        made = Operation(
-            method="POST", path="/v1/responses", run=self.create, scope="infer", summary="A response to turns, kept on the server",
-            body=ResponseBody, work=True, streams=True,
-        )  # fmt: skip
+        made: list[tuple[Method, str, Handler, str, Any, bool]] = [
+            ("POST", "/v1/responses", self.create, "A response to turns, kept on the server", ResponseBody, True),
+            ("POST", "/v1/responses/input_tokens", self.input_tokens, "How many tokens a response would read", ResponseBody, False),
+            ("GET", PATH, self.get, "A response that is kept", None, False),
+            ("GET", f"{PATH}/input_items", self.items, "What a response was asked with", None, False),
+            ("DELETE", PATH, self.delete, "Forget a response", None, False),
+            ("POST", f"{PATH}/cancel", self.cancel, "Stop a response that is made in the background", None, False),
+        ]
         return [
-            made,
-            Operation(
-                method="POST", path="/v1/responses/input_tokens", run=self.input_tokens, scope="infer",
-                summary="How many tokens a response would read", body=ResponseBody,
-            ),
-            Operation(method="GET", path=PATH, run=self.get, scope="infer", summary="A response that is kept"),
-            Operation(method="GET", path=f"{PATH}/input_items", run=self.items, scope="infer", summary="What a response was asked with"),
-            Operation(method="DELETE", path=PATH, run=self.delete, scope="infer", summary="Forget a response"),
-            Operation(
-                method="POST", path=f"{PATH}/cancel", run=self.cancel, scope="infer",
-                summary="Stop a response that is made in the background",
-            ),
-        ]  # fmt: skip
+            Operation(method=method, path=path, run=run, scope="infer", summary=summary, body=body, answer=dict, work=works, streams=works)
+            for method, path, run, summary, body, works in made
+        ]
 
     async def create(self, request: Request) -> ASGIApp:
         """`POST /v1/responses`."""
