@@ -127,6 +127,10 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """Of its files."""
     context_tokens: int = 0
     """Prompt and answer together; 0 while it is not known."""
+    begins_with: str = ""
+    """The token with which the model wants every text to begin; empty where there is none, and while it is not loaded."""
+    ends_with: str = ""
+    """The token with which its texts end; empty while it is not loaded."""
     used: float = 0.0
     """Seconds since 1970 of the last request."""
     memory_bytes: int = 0

@@ -425,6 +425,7 @@ class Engines:
 
         known = cards().get((entry.card or entry.name) if entry is not None else slot.name)
         process = slot.process if slot.process is not None and slot.process.serves else None
+        ready = process.ready if process is not None else None
         return ModelState(
             name=slot.name,
             state="loaded" if process is not None else "loading" if slot.loading is not None else "unloaded",
@@ -432,7 +433,9 @@ class Engines:
             lab=known.lab if known is not None else "",
             card=known.name if known is not None else "",
             file_bytes=entry.bytes if entry is not None else _bytes_at(Path(slot.source).expanduser()),
-            context_tokens=process.ready.context_tokens if process is not None and process.ready is not None else 0,
+            context_tokens=ready.context_tokens if ready is not None else 0,
+            begins_with=ready.begins_with if ready is not None else "",
+            ends_with=ready.ends_with if ready is not None else "",
             used=slot.used,
             memory_bytes=slot.memory_bytes if process is not None else 0,
             pinned=slot.pinned,

@@ -105,6 +105,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     memory_bytes: int
     network: bool
     """Whether the process can still reach a network."""
+    begins_with: str = ""
+    ends_with: str = ""
+    """See `khola.serve.backend.ModelState`."""
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):

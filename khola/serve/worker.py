@@ -292,7 +292,11 @@ def opened(ask: wire.Ask, link: Link, *, network: bool) -> Model:
     with uncollected():
         model = load(ask.name, settings=settings_from(ask.settings), tell=lambda text, **facts: _note(link, text, facts), **ask.options)
     stats, weights = model.stats(), model.loaded.weight_bytes
-    link.send(wire.Ready(ask.number, model.context_tokens, weights + stats.cache_bytes + KHOLA_BYTES, network))
+    tokenizer = model.loaded.tokenizer
+    begins = tokenizer.token(tokenizer.bos_id) if tokenizer.adds_bos and tokenizer.bos_id is not None else ""
+    ends = tokenizer.token(min(tokenizer.end_ids)) if tokenizer.end_ids else ""
+    memory_bytes = weights + stats.cache_bytes + KHOLA_BYTES
+    link.send(wire.Ready(ask.number, model.context_tokens, memory_bytes, network, begins, ends))
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from typing import Any
@@ -139,8 +140,30 @@ def test_models() -> None:
 
 def test_tokens_there_and_back() -> None:
     client = Client()
+    assert client.ask("GET", "/tokenizer_info").json().keys() == {"bos_token", "eos_token", "pad_token", "chat_template"}
     told = client.post("/tokenize", prompt="a b", add_special_tokens=False)
     assert told["count"] == 2 and client.post("/tokenize", content="a b")["tokens"] == told["tokens"]
     assert client.post("/detokenize", tokens=told["tokens"]) == {"prompt": "a b", "content": "a b"}
     for body in ({}, {"prompt": "a", "content": "b"}):
         assert client.refused("/tokenize", **body)["param"] == "prompt"
+
+
+@pytest.mark.parametrize("path", [TEXT, "/v1/chat/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/embeddings"])
+def test_a_request_without_a_body_is_refused_and_not_waited_for(path: str) -> None:
+    async def run() -> int:
+        left, statuses = [{"type": "http.request", "body": b"", "more_body": False}], []
+
+        async def receive() -> dict[str, Any]:
+            return left.pop() if left else await asyncio.get_running_loop().create_future()  # the client waits
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        headers = [(b"host", b"127.0.0.1:11500")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers}
+        async with asyncio.timeout(2):
+            await Client().app({**scope, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 11500), "scheme": "http"}, receive, send)
+        return statuses[0]
+
+    assert asyncio.run(run()) == 400

@@ -13,7 +13,7 @@ from khola.serve.operation import Operation
 from khola.serve.service import Service
 
 __all__ = ["PREFIXES", "error_body", "operations"]
-PREFIXES = ("/v1/", "/tokenize", "/detokenize")
+PREFIXES = ("/v1/", "/tokenize", "/detokenize", "/tokenizer_info")
 
 
 def operations(service: Service) -> list[Operation]:

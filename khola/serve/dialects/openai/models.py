@@ -81,3 +81,8 @@ def tokenized(ids: Sequence[int]) -> dict[str, Any]:
 def detokenized(text: str) -> dict[str, Any]:
     """The answer of `/detokenize`, under both names."""
     return {"prompt": text, "content": text}
+
+
+def tokenizer_info(state: ModelState) -> dict[str, Any]:
+    """How texts of a model begin and end. The template stays here: `/v1/chat/completions` applies it."""
+    return {"bos_token": state.begins_with or None, "eos_token": state.ends_with or None, "pad_token": None, "chat_template": None}

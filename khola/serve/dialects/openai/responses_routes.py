@@ -57,7 +57,7 @@ class ResponsesRoutes:
             Operation(method="GET", path=f"{PATH}/input_items", run=self.items, scope="infer", summary="What a response was asked with"),
             Operation(method="DELETE", path=PATH, run=self.delete, scope="infer", summary="Forget a response"),
             Operation(
-                method="POST", path=f"{PATH}/cancel", run=self.cancel, scope="infer", types=(),
+                method="POST", path=f"{PATH}/cancel", run=self.cancel, scope="infer",
                 summary="Stop a response that is made in the background",
             ),
         ]  # fmt: skip

@@ -43,6 +43,7 @@ class Routes:
         ]
         gets: list[tuple[str, Any, str]] = [
             ("/v1/models", self.answer_models, "The models that this server offers"),
+            ("/tokenizer_info", self.answer_tokenizer_info, "How texts of a model begin and end"),
             ("/v1/models/{model:path}", self.answer_model, "One of them"),
         ]
         made = [
@@ -137,6 +138,11 @@ class Routes:
         """`POST /detokenize`."""
         given = models.detokenize_asked(await read_json(request, self._service))
         return json_response(self._service, models.detokenized(await self._backend.text(given.tokens, await self._named(given.model))))
+
+    async def answer_tokenizer_info(self, request: Request) -> ASGIApp:
+        """`GET /tokenizer_info`, with `?model=` where there are several; loads it, for its files alone say what is asked."""
+        state = await self._backend.load(await self._named(request.query_params.get("model")))
+        return json_response(self._service, models.tokenizer_info(state))
 
     async def _named(self, model: str | None) -> str:
         return model or await only_model(self._service)

@@ -1,6 +1,6 @@
 """openai-python's own tests of its resources against `khola serve --engine echo`.
 
-    python tests/conformance/openai_python.py [FOLDER] [PYTEST OPTIONS…]
+    python tests/conformance/run_openai_python.py [FOLDER] [PYTEST OPTIONS…]
 
 They come out of the source distribution and never into this repository; `openai_python_plugin.py` says which are left out, and why.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from openai_serving import FOLDER, environment, served, source
+from serving import FOLDER, environment, served, source
 
 VERSION = "3.54.0"
 PACKAGES = (f"openai[aiohttp]=={VERSION}", "pytest==9.2.0", "pytest-asyncio==1.5.0", "inline-snapshot==0.36.1", "rich==15.0.0")
