@@ -68,7 +68,8 @@ class ThoughtTokens:
             before, mark, _ = self._tail.partition(END.encode())
             self._state = "answer" if mark else "thinking"
             self._tail = before[-len(END) :]
-        if self._opened or self._state == "thinking" or self.count:
+            self.count = self._seen
+        elif self._state == "start" and self._opened:
             self.count = self._seen
 
     def _begin(self) -> None:

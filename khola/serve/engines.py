@@ -35,6 +35,8 @@ EMBEDDED_AT_ONCE = 32
 """Texts in one message."""
 FAILED_S = 2.0
 """How long files that cannot be loaded are not tried again."""
+AT_ONCE = 3
+"""Deaths in a row until the next start is put off."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 LOOKS_S = 5.0
@@ -409,7 +411,7 @@ class Engines:
         if process.expected:
             return
         slot.deaths = 1 if process.answered else slot.deaths + 1
-        pause = 0.0 if slot.deaths < 2 else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (slot.deaths - 2))
+        pause = 0.0 if slot.deaths < AT_ONCE else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (slot.deaths - AT_ONCE))
         slot.not_before = self._clock() + pause
         self._tell("the engine of {model} ended: {how}", model=slot.name, how=process.how)
         for line in slot.last_lines:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, final
@@ -29,6 +30,8 @@ LAST_LINES = 20
 LINE_CHARACTERS = 400
 LAST_S = 2.0
 """How long a process whose socket has ended may take to end itself."""
+LAST_WORDS_S = 0.2
+"""How long the end of its standard error may come behind its own."""
 _POLL_S = 0.002
 
 Tell = Callable[..., None]
@@ -156,6 +159,7 @@ class EngineProcess(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._said_all = asyncio.Event()
         self._farewell: KholaError | None = None
         self._burial: asyncio.Task[None] | None = None
         self.gone: asyncio.Future[None] = self._loop.create_future()
@@ -188,8 +192,10 @@ class EngineProcess(asyncio.Protocol):
             answer = await engine._call(wire.Open(number, source, sent(settings), dict(options)), number)
             assert isinstance(answer, wire.Ready)
             engine.ready = answer
-        except BaseException:
-            engine.kill()
+        except BaseException as error:
+            engine.kill(None if isinstance(error, EngineDied) else Cancelled("{model} was unloaded", model=name))
+            if engine._process is not None:
+                await asyncio.shield(engine.gone)
             raise
         return engine
 
@@ -307,7 +313,7 @@ class EngineProcess(asyncio.Protocol):
             ours.close()
             raise NoRoom("no process can be started for {model}: {why}", model=self.name, why=str(error)) from error
         assert self._process.stderr is not None
-        await self._loop.connect_read_pipe(lambda: _Lines(self._lines), self._process.stderr)
+        await self._loop.connect_read_pipe(lambda: _Lines(self._lines, self._said_all), self._process.stderr)
         await self._loop.create_unix_connection(lambda: self, sock=ours)
 
     def _send(self, message: wire.Ask) -> None:
@@ -349,8 +355,8 @@ class EngineProcess(asyncio.Protocol):
                 channel.fail(error)
             elif (call := self._calls.get(message.number)) is not None and not call.done():
                 call.set_exception(error)
-            elif message.number == 0:
-                raise error
+            else:
+                self._lines.append(error.told()[:LINE_CHARACTERS])
         elif (call := self._calls.get(message.number)) is not None and not call.done():
             call.set_result(message)
 
@@ -383,6 +389,9 @@ class EngineProcess(asyncio.Protocol):
                 process.kill()
             await asyncio.sleep(_POLL_S)
         self.how = _how(process.returncode)
+        with suppress(TimeoutError):
+            # A program that it started may live on with the same standard error.
+            await asyncio.wait_for(self._said_all.wait(), LAST_WORDS_S)
         error = self._farewell or self._death()
         channels, self._channels = self._channels, {}
         for channel in channels.values():
@@ -405,13 +414,21 @@ class EngineProcess(asyncio.Protocol):
 class _Lines(asyncio.Protocol):
     """Keeps the last lines of a stream."""
 
-    def __init__(self, lines: deque[str]) -> None:
+    def __init__(self, lines: deque[str], ended: asyncio.Event) -> None:
         self._lines = lines
+        self._ended = ended
         self._rest = b""
 
     def data_received(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-LINE_CHARACTERS:]
+        self._keep(lines)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._keep([self._rest] if self._rest else [])
+        self._ended.set()
+
+    def _keep(self, lines: list[bytes]) -> None:
         self._lines.extend(line.decode("utf-8", "replace")[:LINE_CHARACTERS] for line in lines)
 
 

@@ -1,0 +1,187 @@
+"""What an engine process says of an answer, from a script: calls when they are whole, thoughts counted, tokens by their bytes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from khola.api import Model
+from khola.chat.message import Message, Tool, ToolCall
+from khola.engine.request import TokenInfo
+from khola.errors import Busy, KholaError
+from khola.serve import dispatch, wire
+from khola.serve.answering import Spelling, joined
+from khola.serve.backend import ChatJob, Piece, TextJob
+from khola.serve.dispatch import Link, Worker
+from tests.api.test_api_model import ChatTokenizer, scripted
+from tests.engine.fakes import BEGIN, END, FakeRunner, fake_loaded, require_empty
+
+THOUGHT, REST = "দুই, two</think>", "\n\nSum: "
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+CHAT = ChatJob(messages=(Message(role="user", content="2+2?"),), tools=(Tool(name="add"),), sampling={"logprobs": 2})
+
+
+class Special(ChatTokenizer):
+    special_ids = frozenset({BEGIN, END})
+
+
+@contextmanager
+def asked(model: Model) -> Iterator[tuple[socket.socket, Iterator[wire.Told]]]:
+    """A worker with this model, as the server sees it."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    thread = threading.Thread(target=Worker(Link(theirs), model).run)
+    thread.start()
+    frames = wire.Frames()
+    try:
+        yield ours, (wire.told(frame) for data in iter(lambda: ours.recv(1 << 16), b"") for frame in frames.feed(data))
+    finally:
+        ours.close()
+        thread.join(10)
+        theirs.close()
+        assert not thread.is_alive()
+
+
+def pieces_of(told: Iterator[wire.Told], number: int) -> Iterator[Piece]:
+    """Pieces of one answer, to the last."""
+    for message in told:
+        if isinstance(message, wire.Wrong):
+            raise message.error()
+        for said in message.said if isinstance(message, wire.Step) else ():
+            if said.number == number:
+                yield said.piece()
+                if said.rest is not None and said.rest.finish_reason is not None:
+                    return
+
+
+def test_calls_come_at_once_and_thoughts_are_counted() -> None:
+    model = scripted(THOUGHT + REST + CALL + " end", chat_format="qwq", tokenizer=Special())
+    with asked(model) as (link, told):
+        link.sendall(wire.framed(wire.Chat(7, CHAT)))
+        pieces = list(pieces_of(told, 7))
+        calls = [place for place, piece in enumerate(pieces) if piece.tool_calls]
+        assert [pieces[place].tool_calls for place in calls] == [(ToolCall(name="add", arguments={"a": 1}),)]
+        assert calls[0] < len(pieces) - 2
+        assert "".join(piece.thinking for piece in pieces) == "দুই, two"
+        assert "".join(piece.text for piece in pieces).split() == ["Sum:", "end"]
+        assert b"".join(token.spells for piece in pieces for token in piece.tokens).decode() == THOUGHT + REST + CALL + " end"
+        assert {len(token.top) for piece in pieces for token in piece.tokens} == {2}
+        cost = pieces[-1].cost
+        assert cost is not None
+        assert cost.thinking_tokens == len(THOUGHT.encode())
+        assert cost.answer_tokens == len((THOUGHT + REST + CALL + " end").encode()) + 1
+
+
+@pytest.mark.parametrize(
+    ("opened", "answer", "count"),
+    [
+        (True, "a</think>b", 9),
+        (True, "<think>a</think>b", 16),
+        (True, "never ends", 10),
+        (False, "\n<think>a</think>b", 17),
+        (False, "plain </think> <think>", 0),
+        (False, "<th", 0),
+    ],
+)
+def test_tokens_of_thoughts(opened: bool, answer: str, count: int) -> None:
+    from khola.chat.thinking import ThoughtTokens
+
+    for size in (1, 3, 100):
+        tokens = ThoughtTokens(opened=opened, token_bytes=lambda at, size=size: answer.encode()[at * size : at * size + size])
+        for token in range(-(-len(answer) // size)):
+            tokens.push(token)
+        assert tokens.count == -(-count // size)
+
+
+def test_tokens_are_spelled_as_they_stand_in_the_text() -> None:
+    words = {1: b"<s>", 2: b" hi", 3: b" \xe0"}
+    tokenizer: Any = SimpleNamespace(token_bytes=words.__getitem__, special_ids=frozenset({1}), strips_space=True)
+    told = Spelling(tokenizer).tokens([TokenInfo(1), TokenInfo(2, -1.0, ((3, -0.5),)), TokenInfo(2)])
+    assert [token.spells for token in told] == [b"", b"hi", b" hi"]
+    assert told[1].top == ((3, b"\xe0", -0.5),)
+    assert Spelling(tokenizer, shown=[1]).tokens([TokenInfo(1)])[0].spells == b"<s>"
+
+
+def test_pieces_of_one_step_are_one() -> None:
+    calls = (ToolCall(name="a", arguments={}), ToolCall(name="b", arguments={}))
+    first = wire.Said(1, "a", "t", wire.Rest(calls=wire.calls_as_json(calls[:1])))
+    more = wire.Said(1, "b", "h", wire.Rest(calls=wire.calls_as_json(calls[1:]), finish_reason="stop"))
+    piece = joined(first, more).piece()
+    assert (piece.text, piece.thinking, piece.tool_calls, piece.finish_reason) == ("ab", "th", calls, "stop")
+    assert joined(wire.Said(1, "a", "", first.rest), wire.Said(1, "b")) == wire.Said(1, "ab", "", first.rest)
+
+
+def test_a_worker_is_drained_and_takes_no_more() -> None:
+    with asked(Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)) as (link, told):
+        link.sendall(wire.framed(wire.Continue(1, TextJob(prompt="a", sampling={"max_tokens": 30, "ignore_end": True}))))
+        assert isinstance(next(told), wire.Accepted | wire.Step)
+        link.sendall(wire.framed(wire.Drain(2)) + wire.framed(wire.Look(3)))
+        last = [message for message in iter(told.__next__, wire.Drained(2)) if not isinstance(message, wire.Accepted)]
+        refused = [message for message in last if isinstance(message, wire.Wrong)]
+        assert [(message.number, type(message.error())) for message in refused] == [(3, Busy)]
+        assert isinstance(last[-1], wire.Step | wire.Wrong)
+
+
+def test_no_more_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    model = Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)
+    monkeypatch.setattr(dispatch, "MOST_PREPARING", 6)
+    monkeypatch.setattr(model, "ids", lambda text: [int(gate.wait(10))])
+    with asked(model) as (link, told):
+        link.sendall(b"".join(wire.framed(wire.Encode(number, "x", True)) for number in range(1, 9)))
+        refused = [next(told), next(told)]
+        gate.set()
+        assert [(message.number, message.code) for message in refused if isinstance(message, wire.Wrong)] == [(7, "busy"), (8, "busy")]
+        assert {message.number for _ in range(6) if isinstance(message := next(told), wire.Ids)} == set(range(1, 7))
+
+
+class Ear:
+    """A link that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.told: list[wire.Told] = []
+
+    def send(self, message: wire.Told) -> None:
+        self.told.append(message)
+
+
+@pytest.mark.parametrize("ask", [wire.Chat(1, CHAT), wire.Continue(1, TextJob(prompt="a text", sampling={"max_tokens": 3}))])
+def test_p21_out_of_memory_is_an_answer(ask: wire.Ask) -> None:
+    """The first to the hundredth allocation of a request fails, one at a time."""
+    memory = pytest.importorskip("_testcapi", reason="this Python was built without its test modules")
+    model = scripted("answer", chat_format="qwq", tokenizer=Special())
+    ear: Any = Ear()
+    asked = Worker(ear, model)
+    ends = []
+    # What is imported and compiled for the first request is there before memory runs short.
+    for place in range(-1, 100):
+        asked._preparing.add(1)
+        if place >= 0:
+            memory.set_nomemory(place, place + 1)
+        try:
+            asked._prepare(ask)
+        finally:
+            memory.remove_mem_hooks()
+        told = [message.error() if isinstance(message, wire.Wrong) else message for message in ear.told]
+        assert len(told) == 1, place
+        assert isinstance(told[0], wire.Accepted) or _typed(told[0]), (place, told)
+        ends.append(type(told[0]))
+        ear.told.clear()
+        asked._forget(1)
+        assert not asked._members
+        model.engine.step()
+        require_empty(model.engine)
+    assert ends[0] is wire.Accepted
+    assert len(set(ends)) == 2
+    asked._pool.shutdown()
+    model.close()
+
+
+def _typed(error: object) -> bool:
+    return isinstance(error, KholaError) and error.code == "no_memory" and error.http_status == 503
