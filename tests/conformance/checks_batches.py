@@ -1,4 +1,4 @@
-"""Files and batches by OpenAI's own client; run by `other_clients.py` in an environment that has the client."""
+"""Files and batches by OpenAI's own client; run by `run_other_clients.py` in an environment that has the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What LangChain's chat models for Anthropic and Ollama do with khola; run by `other_clients.py` in an environment that has them."""
+"""What LangChain's chat models for Anthropic and Ollama do with khola; run by `run_other_clients.py` in an environment that has them."""
 
 from __future__ import annotations
 

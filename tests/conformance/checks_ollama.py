@@ -1,4 +1,4 @@
-"""What Ollama's own client does with khola; run by `other_clients.py` in an environment that has the client."""
+"""What Ollama's own client does with khola; run by `run_other_clients.py` in an environment that has the client."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Anthropic's, Ollama's and LangChain's clients, and OpenAI's for files and batches, against a running `khola serve`.
 
-    python tests/conformance/other_clients.py [FOLDER] [MODEL] [PYTEST OPTIONS…]
+    python tests/conformance/run_other_clients.py [FOLDER] [MODEL] [PYTEST OPTIONS…]
 
 Without MODEL the server runs `--engine echo`, and the checks expect exactly what it says; with one, it loads that model, and what does not
 depend on the words is checked. What each client does is in `checks_*.py`, which its own environment runs.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from openai_serving import FOLDER, environment, served
+from serving import FOLDER, environment, served
 
 PYTEST = "pytest==9.2.0"
 CLIENTS = {
