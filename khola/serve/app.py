@@ -142,11 +142,12 @@ class _Exchange:
         state |= {"request_id": self.number, "deadline": self._begun + service.limits.deadline_s}
 
     async def send(self, message: Any) -> None:
-        """Send, with the headers that every answer has."""
+        """Send, with the headers that every answer has; Anthropic's clients read the id of a request under another name than OpenAI's."""
         if message["type"] == "http.response.start":
             page = PAGE if self.operation is not None and self.operation.document else []
             policy = b"cross-origin" if any(name == b"access-control-allow-origin" for name, _ in self.cross) else b"same-origin"
-            own = [(b"x-request-id", self.number.encode()), (b"cross-origin-resource-policy", policy)]
+            number = self.number.encode()
+            own = [(b"x-request-id", number), (b"request-id", number), (b"cross-origin-resource-policy", policy)]
             end = [] if self.line.whole else [(b"connection", b"close")]
             message["headers"] = [*message.get("headers", ()), *own, *SAFE, *page, *self.cross, *end]
         await self.line.send(message)

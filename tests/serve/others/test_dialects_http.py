@@ -115,7 +115,7 @@ def test_a_refused_body_has_the_shape_of_its_dialect() -> None:
     answer = ask(service(), "/v1/messages", {"model": "m", "messages": []})
     told = answer.json()
     assert (answer.status_code, told["type"], told["error"]["type"]) == (400, "error", "invalid_request_error")
-    assert told["request_id"] == answer.headers["x-request-id"]
+    assert told["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
     assert list(ask(service(), "/api/chat", {"model": 1}).json()) == ["error"]
 
 
