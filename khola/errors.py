@@ -15,6 +15,7 @@ The text of an error is a template in English; `told` says it in another languag
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar
 
 from khola.words import say
@@ -46,6 +47,10 @@ class KholaError(Exception):
     def hint(self, language: str = "en") -> str:
         """What to do next, in one language; empty when there is nothing to do."""
         return say(self.hint_text, language, **self.facts) if self.hint_text else ""
+
+    def with_facts(self, **facts: Any) -> KholaError:
+        """The same error with further facts."""
+        return type(self)(self.text, hint=self.hint_text, **{**self.facts, **facts})
 
     def __str__(self) -> str:
         return self.told()
@@ -355,7 +360,31 @@ class OurFault(KholaError):
     code = "internal_error"
 
 
+class EngineDied(OurFault):
+    """The process that computed the answer ended before it; a new one answers the next request."""
+
+    http_status = 503
+    code = "engine_died"
+
+
 class NoKernel(OurFault):
     """No implementation handles this operation, shape or number format here."""
 
     code = "no_kernel"
+
+
+@cache
+def kinds() -> dict[str, type[KholaError]]:
+    """Classes of errors by their codes."""
+    found: dict[str, type[KholaError]] = {}
+    waiting = [KholaError]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.code] = kind
+        waiting += kind.__subclasses__()
+    return found
+
+
+def remade(code: str, text: str, hint: str, facts: dict[str, Any]) -> KholaError:
+    """An error that another process raised: the same class, text, hint and facts."""
+    return kinds().get(code, OurFault)(text, hint=hint, **{name: value for name, value in facts.items() if name != "hint"})

@@ -13,6 +13,15 @@ from pathlib import Path
 
 from khola.errors import UnknownOption
 
+BARE = frozenset(
+    {
+        *("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "LANG", "LC_ALL", "LC_CTYPE", "TZ"),
+        *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV"),
+        *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"),
+    }
+)
+"""Variables that processes started by khola keep."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -79,6 +88,11 @@ def from_environment(env: Mapping[str, str] = os.environ) -> Settings:
         modelscope=env.get("MODELSCOPE_ENDPOINT", "https://modelscope.cn").rstrip("/"),
         caches=_caches(env, user_home),
     )
+
+
+def bare_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a process needs of the environment that is told everything else: where programs and libraries lie, and nothing secret."""
+    return {name: value for name, value in env.items() if name.upper() in BARE}
 
 
 def _switch(env: Mapping[str, str], name: str) -> bool:

@@ -17,12 +17,16 @@ class Delta:
     text: str = ""
     thinking: str = ""
     tokens: tuple[TokenInfo, ...] = ()
+    prompt: tuple[TokenInfo, ...] = ()
+    """The prompt's tokens, in the first delta, where their log-probabilities were asked for."""
     finish_reason: FinishReason | None = None
     """Set on the last delta."""
     usage: Usage | None = None
     """Set on the last delta."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """Set on the last delta."""
+    """Calls that became complete with this delta."""
+    thinking_tokens: int = 0
+    """Tokens of the thought, its marks included; set on the last delta."""
     complete: bool | None = None
     """Set on the last delta of an answer that was held to a form: whether it has it, or was cut short."""
 
@@ -36,7 +40,11 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     tokens: tuple[TokenInfo, ...] = ()
+    prompt: tuple[TokenInfo, ...] = ()
+    """The prompt's tokens, where their log-probabilities were asked for."""
     tool_calls: tuple[ToolCall, ...] = ()
+    thinking_tokens: int = 0
+    """Of the answer's tokens, those of its thought, marks included."""
     complete: bool | None = None
     """Whether the text has the form that was asked for; False when it was cut short, None when it was free."""
     is_json: bool = False

@@ -12,7 +12,7 @@ from khola.chat.thinking import END, START
 from khola.engine import grammar as grammars
 from khola.engine.grammar import Grammar
 from khola.engine.json_schema import SCHEMA_BYTES
-from khola.engine.request import Thought
+from khola.engine.request import Sampling, Thought
 from khola.errors import AskedWrong, UnknownOption
 
 
@@ -29,6 +29,27 @@ class Form(TypedDict, total=False):
     """A grammar in Lark's or GBNF's notation, or the path of its file."""
     json_object: bool
     """Any JSON object."""
+
+
+class Asking(Form, total=False):
+    """What may be asked of a conversation; see `khola.api.Model.prepared`."""
+
+    sampling: Sampling | Mapping[str, Any] | None
+    tools: Sequence[Tool | Mapping[str, Any]]
+    thinking: bool | None
+    continue_last: bool
+    thinking_tokens: int | None
+    tool_choice: str | None
+    tenant: str
+
+
+class Completing(Form, total=False):
+    """What may be asked of a text that goes on; see `khola.api.Model.prepared_text`."""
+
+    sampling: Sampling | Mapping[str, Any] | None
+    control: bool
+    prompt_logprobs: int | None
+    tenant: str
 
 
 def grammar_of(form: Form) -> Grammar | None:

@@ -7,7 +7,7 @@ messages -> chat format -> prompt -> ids -> engine -> text -> parser of the form
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
 from typing import Any, Unpack
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from khola.api.answer import Answer, Score
 from khola.api.asked import sampling_of, tools_of
-from khola.api.form import Form, call_of, grammar_of, thought_of
-from khola.api.stream import DeltaStream, PlainText
+from khola.api.form import Asking, Completing, Form, call_of, grammar_of, thought_of
+from khola.api.stream import DeltaStream, PlainText, Prepared, Reader
 from khola.cards.card import Card
 from khola.chat.conversation import conversation
 from khola.chat.encode import answer_runs, prompt_ids
@@ -54,6 +54,7 @@ def load(
     context: int | None = None,
     cache_tokens: int | None = None,
     cache: str = "auto",
+    rows: int | None = None,
     stream: bool = False,
     second_token: bool = False,
     trust_template: bool = False,
@@ -70,6 +71,7 @@ def load(
         context: tokens of prompt and answer together; by default as many as the model was trained for, the cache holds and fit into memory.
         cache_tokens: tokens that the cache holds, earlier turns and other requests included; by default `context`, or 8,192.
         cache: how the cache keeps numbers: "int8" takes half the memory of "bf16"; see `khola.loader.load_model`.
+        rows: answers that are computed at once; by default 16, or as many states as fit into memory.
         stream: weights that do not fit into memory are read from the disk as they are needed; native only.
         second_token: also guess with the layer that DeepSeek-V3 and R1 have for it; see `Sampling.speculate`.
         trust_template: run the chat template that came with the files, in a bounded process, where khola knows no format of its own.
@@ -95,7 +97,9 @@ def load(
         tell=tell,
     )
     available_bytes = int(usable_memory()[1] * SHARE_OF_MEMORY)
-    return Model(loaded, context=context, cache_tokens=cache_tokens, trust_template=trust_template, available_bytes=available_bytes)
+    return Model(
+        loaded, context=context, cache_tokens=cache_tokens, max_rows=rows, trust_template=trust_template, available_bytes=available_bytes
+    )
 
 
 class Model:
@@ -105,6 +109,7 @@ class Model:
         loaded: the model.
         context: tokens of prompt and answer together.
         cache_tokens: tokens that the cache holds.
+        max_rows: answers that are computed at once.
         trust_template: whether a template that came with the files may run.
         available_bytes: memory that the cache may take; None when it is not known.
         today: tells the date that formats with a date line write.
@@ -117,19 +122,22 @@ class Model:
         *,
         context: int | None = None,
         cache_tokens: int | None = None,
+        max_rows: int | None = None,
         trust_template: bool = False,
         available_bytes: int | None = None,
         today: Callable[[], date] = date.today,
         **engine_options: Any,
     ) -> None:
         state_bytes = loaded.ops.state_bytes(loaded.cache) if loaded.cache.states else 0
-        rows = engine_options.setdefault("max_rows", rows_within(available_bytes, state_bytes, Limits.max_rows))
+        rows = rows_within(available_bytes, state_bytes, Limits.max_rows) if max_rows is None else max_rows
         if cache_tokens is None:
             states_bytes = slots_for(rows) * state_bytes
             token_bytes = loaded.ops.token_bytes(loaded.cache)
             cache_tokens = context or default_cache_tokens(token_bytes, loaded.context_tokens, available_bytes, states_bytes)
         self.loaded = loaded
-        self.engine = Engine(loaded, cache_tokens=cache_tokens, context_tokens=context, available_bytes=available_bytes, **engine_options)
+        self.engine = Engine(
+            loaded, cache_tokens=cache_tokens, context_tokens=context, available_bytes=available_bytes, max_rows=rows, **engine_options
+        )
         self._trust_template = trust_template
         self._today = today
         self._template_worker = TemplateWorker()
@@ -149,31 +157,18 @@ class Model:
         """Tokens of prompt and answer together."""
         return self.engine.context_tokens
 
-    def chat(
-        self,
-        messages: Messages,
-        *,
-        sampling: Sampling | Mapping[str, Any] | None = None,
-        tools: Sequence[Tool | Mapping[str, Any]] = (),
-        thinking: bool | None = None,
-        continue_last: bool = False,
-        thinking_tokens: int | None = None,
-        tool_choice: str | None = None,
-        **form: Unpack[Form],
-    ) -> Answer:
-        """The answer to a conversation; arguments and errors as in `stream`."""
-        return self.stream(
-            messages,
-            sampling=sampling,
-            tools=tools,
-            thinking=thinking,
-            continue_last=continue_last,
-            thinking_tokens=thinking_tokens,
-            tool_choice=tool_choice,
-            **form,
-        ).whole()
+    def chat(self, messages: Messages, **asked: Unpack[Asking]) -> Answer:
+        """The answer to a conversation; arguments and errors as in `prepared`."""
+        return self.stream(messages, **asked).whole()
 
-    def stream(
+    def stream(self, messages: Messages, **asked: Unpack[Asking]) -> DeltaStream:
+        """The answer to a conversation, piece by piece; arguments and errors as in `prepared`.
+
+        Turns that the cache still holds are not computed again.
+        """
+        return self._answer(self.prepared(messages, **asked))
+
+    def prepared(
         self,
         messages: Messages,
         *,
@@ -183,9 +178,10 @@ class Model:
         continue_last: bool = False,
         thinking_tokens: int | None = None,
         tool_choice: str | None = None,
+        tenant: str = "",
         **form: Unpack[Form],
-    ) -> DeltaStream:
-        """The answer to a conversation, piece by piece. Turns that the cache still holds are not computed again.
+    ) -> Prepared:
+        """The request that a conversation becomes, for callers that step the engine themselves.
 
         Args:
             messages: a text (one user turn) or turns.
@@ -195,6 +191,7 @@ class Model:
             continue_last: the last turn is an assistant's, and the answer goes on where it ends.
             thinking_tokens: a thought of so many tokens is ended; None lets the model think on.
             tool_choice: "auto" lets the model decide, "required" or the name of a tool make it call.
+            tenant: on whose behalf; the cache is shared only within it.
             form: what the answer must look like behind its thought; see `Form`.
         Raises:
             BadGrammar, BadSchema: the form cannot be used.
@@ -205,7 +202,7 @@ class Model:
         """
         how = sampling_of(self.loaded.sampling, sampling)
         offered, grammar = tools_of(tools), grammar_of(form)
-        prompt, parser = self._rendered(conversation(messages), offered, thinking, continue_last)
+        prompt, parser = self.rendered(messages, tools=offered, thinking=thinking, continue_last=continue_last)
         call = call_of(offered, parser, tool_choice)
         if call is not None and grammar is not None:
             raise AskedWrong("an answer has one form: a call that is required, or another one", hint="leave tool_choice or the form out")
@@ -221,24 +218,42 @@ class Model:
             answers=answers,
             grammar=call or grammar,
             thought=thought,
+            tenant=tenant,
         )
-        return self._answer(request, parser)
+        return Prepared(request=request, parser=parser)
 
-    def complete(
-        self, text: str, *, sampling: Sampling | Mapping[str, Any] | None = None, control: bool = False, **form: Unpack[Form]
-    ) -> Answer:
-        """How a text goes on; arguments and errors as in `stream_complete`."""
-        return self.stream_complete(text, sampling=sampling, control=control, **form).whole()
+    def complete(self, text: str | Sequence[int], **asked: Unpack[Completing]) -> Answer:
+        """How a text goes on; arguments and errors as in `prepared_text`."""
+        return self.stream_complete(text, **asked).whole()
 
-    def stream_complete(
-        self, text: str, *, sampling: Sampling | Mapping[str, Any] | None = None, control: bool = False, **form: Unpack[Form]
-    ) -> DeltaStream:
-        """How a text goes on, piece by piece, without any chat format.
+    def complete_all(self, texts: Iterable[str | Sequence[int]], **asked: Unpack[Completing]) -> list[Answer]:
+        """How texts go on, computed side by side; arguments and errors as in `prepared_text`. One error ends all of them."""
+        with ExitStack() as streams:
+            running = [streams.enter_context(self.stream_complete(text, **asked)) for text in texts]
+            return [stream.whole() for stream in running]
+
+    def stream_complete(self, text: str | Sequence[int], **asked: Unpack[Completing]) -> DeltaStream:
+        """How a text goes on, piece by piece, without any chat format; arguments and errors as in `prepared_text`."""
+        return self._answer(self.prepared_text(text, **asked))
+
+    def prepared_text(
+        self,
+        text: str | Sequence[int],
+        *,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        control: bool = False,
+        prompt_logprobs: int | None = None,
+        tenant: str = "",
+        **form: Unpack[Form],
+    ) -> Prepared:
+        """The request that a text becomes, for callers that step the engine themselves.
 
         Args:
-            text: what stands before.
-            sampling: as in `stream`.
+            text: what stands before; ids are taken as they are.
+            sampling: as in `prepared`.
             control: read control tokens that the text spells, for prompts in a format of one's own. Never with text of strangers.
+            prompt_logprobs: also tell the log-probability of every token of the prompt, and so many of the likeliest at each place.
+            tenant: as in `prepared`.
             form: what the continuation must look like; see `Form`.
         Raises:
             BadGrammar, BadSchema: the form cannot be used.
@@ -246,15 +261,23 @@ class Model:
             ContextOverflow: the text leaves no room for more.
             UnknownOption: a sampling option that does not exist, or a value out of its range.
         """
-        how = sampling_of(self.loaded.sampling, sampling)
-        ids = tuple(self._ids(text, control=control))
-        return self._answer(Request(prompt=ids, sampling=how, stop_ids=self.loaded.stop_ids, grammar=grammar_of(form)), PlainText())
+        request = Request(
+            prompt=tuple(self.ids(text, control=control) if isinstance(text, str) else text),
+            sampling=sampling_of(self.loaded.sampling, sampling),
+            stop_ids=self.loaded.stop_ids,
+            prompt_logprobs=prompt_logprobs is not None,
+            prompt_top=prompt_logprobs or 0,
+            grammar=grammar_of(form),
+            tenant=tenant,
+        )
+        return Prepared(request=request, parser=PlainText())
 
-    def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: str | Sequence[str | Sequence[int]], tenant: str = "") -> NDArray[np.float32]:
         """One vector a text, [n, D]: the mean of the normed hidden states of its tokens.
 
         Args:
-            texts: one or several; none may be empty or longer than the context.
+            texts: one or several, or ids of them; none may be empty or longer than the context.
+            tenant: as in `prepared`.
         Raises:
             EmptyPrompt: there is no text, or one is empty.
             ContextOverflow: a text is longer than the context.
@@ -262,12 +285,17 @@ class Model:
         given = [texts] if isinstance(texts, str) else list(texts)
         if not given:
             raise EmptyPrompt("there is no text to embed", hint="give at least one")
-        requests = [Request(prompt=tuple(self._text_ids(text)), embedding=True) for text in given]
+        requests = [self.prepared_embedding(text, tenant) for text in given]
         rows = []
         at_once = self.engine.limits.max_rows
         for first in range(0, len(requests), at_once):
             rows += self._ends(requests[first : first + at_once])
         return np.stack([end.embedding for end in rows if end.embedding is not None])
+
+    def prepared_embedding(self, text: str | Sequence[int], tenant: str = "") -> Request:
+        """The request for one vector, for callers that step the engine themselves; arguments and errors as in `embed`."""
+        ids = self._text_ids(text) if isinstance(text, str) else text
+        return Request(prompt=tuple(ids), embedding=True, tenant=tenant)
 
     def score(self, text: str) -> Score:
         """The log-probability of every token of a text, given those before; the first one is given, not scored.
@@ -304,11 +332,11 @@ class Model:
         """Close it."""
         self.close()
 
-    def _rendered(
-        self, messages: Sequence[Message], tools: Sequence[Tool], thinking: bool | None, continue_last: bool
+    def rendered(
+        self, asked: Messages, *, tools: Sequence[Tool] = (), thinking: bool | None = None, continue_last: bool = False
     ) -> tuple[Prompt, Parser]:
-        """A conversation in the model's format, and what reads the answer."""
-        loaded = self.loaded
+        """A conversation in the model's format, and what reads the answer; arguments and errors as in `prepared`."""
+        loaded, messages = self.loaded, conversation(asked)
         if loaded.chat_format:
             known = format_named(loaded.chat_format)
             prompt = known.render(Asked(messages, tools=tools, thinking=thinking, today=self._today(), continue_last=continue_last))
@@ -335,11 +363,12 @@ class Model:
         )
         return prompt, template_parser(prompt)
 
-    def _answer(self, request: Request, parser: Parser) -> DeltaStream:
+    def _answer(self, prepared: Prepared) -> DeltaStream:
         """Submit a request."""
-        return DeltaStream(self.engine.stream(request), parser, is_json=request.grammar is not None and request.grammar.is_json)
+        reader = Reader(prepared, self.loaded.tokenizer.token_bytes)
+        return DeltaStream(self.engine.stream(prepared.request), reader, is_json=prepared.is_json)
 
-    def _ids(self, text: str, *, control: bool = False) -> list[int]:
+    def ids(self, text: str, *, control: bool = False) -> list[int]:
         """Ids of a plain text, with the token in front that the model wants there."""
         tokenizer = self.loaded.tokenizer
         ids = tokenizer.encode(text, control=control)
@@ -354,7 +383,7 @@ class Model:
         """
         if not text:
             raise EmptyPrompt("the text is empty", hint="give at least one character")
-        return self._ids(text)
+        return self.ids(text)
 
     def _ends(self, requests: Sequence[Request]) -> list[Finished]:
         """Run requests side by side to their last events.

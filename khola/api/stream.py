@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Protocol
 
 from khola.api.answer import Answer, Delta
-from khola.chat.message import ToolCall
 from khola.chat.parsing import Parsed, Parser
+from khola.chat.thinking import ThoughtTokens
 from khola.chat.tool_calls import CallForm
-from khola.engine.request import Event, Failed, Finished
+from khola.engine.request import Event, Failed, Finished, Request
 
 
 class Events(Protocol):
@@ -39,6 +40,60 @@ class PlainText:
         return Parsed()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request, and what reads its answer."""
+
+    request: Request
+    parser: Parser
+
+    @property
+    def is_json(self) -> bool:
+        """The answer is held to be JSON."""
+        return self.request.grammar is not None and self.request.grammar.is_json
+
+
+class Reader:
+    """Makes deltas of the events of one request.
+
+    Args:
+        prepared: the request, and the parser that takes thoughts and tool calls out of its text.
+        token_bytes: the bytes that a token of the model stands for.
+    """
+
+    def __init__(self, prepared: Prepared, token_bytes: Callable[[int], bytes]) -> None:
+        self._parser = prepared.parser
+        thought = prepared.request.thought
+        self._thought = None if thought is None else ThoughtTokens(opened=thought.opened, token_bytes=token_bytes)
+
+    def read(self, event: Event) -> Delta | None:
+        """What an event says; None when nothing became certain.
+
+        Raises:
+            KholaError: the request failed.
+        """
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            last = self._parser.finish()
+            return Delta(
+                text=last.text,
+                thinking=last.thinking,
+                finish_reason=event.reason,
+                usage=event.usage,
+                tool_calls=last.tool_calls,
+                thinking_tokens=0 if self._thought is None else self._thought.count,
+                complete=event.complete,
+            )
+        parsed = self._parser.push(event.text)
+        if self._thought is not None:
+            for token in event.tokens:
+                self._thought.push(token.id)
+        if not (parsed.text or parsed.thinking or parsed.tool_calls or event.tokens or event.prompt):
+            return None
+        return Delta(text=parsed.text, thinking=parsed.thinking, tokens=event.tokens, prompt=event.prompt, tool_calls=parsed.tool_calls)
+
+
 class DeltaStream(Iterator[Delta]):
     """Pieces of one answer, in order; the last one has `finish_reason` and `usage`.
 
@@ -46,15 +101,14 @@ class DeltaStream(Iterator[Delta]):
 
     Args:
         events: of the request.
-        parser: takes thoughts and tool calls out of the text.
+        reader: of these events.
         is_json: the answer is held to be JSON.
     """
 
-    def __init__(self, events: Events, parser: Parser, *, is_json: bool = False) -> None:
+    def __init__(self, events: Events, reader: Reader, *, is_json: bool = False) -> None:
         self._events = events
-        self._parser = parser
+        self._reader = reader
         self._is_json = is_json
-        self._calls: list[ToolCall] = []
 
     def __next__(self) -> Delta:
         """The next piece that says something.
@@ -62,25 +116,9 @@ class DeltaStream(Iterator[Delta]):
         Raises:
             KholaError: the request failed.
         """
-        while True:
-            event = next(self._events)
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Finished):
-                last = self._parser.finish()
-                calls = (*self._calls, *last.tool_calls)
-                return Delta(
-                    text=last.text,
-                    thinking=last.thinking,
-                    finish_reason=event.reason,
-                    usage=event.usage,
-                    tool_calls=calls,
-                    complete=event.complete,
-                )
-            parsed = self._parser.push(event.text)
-            self._calls += parsed.tool_calls
-            if parsed.text or parsed.thinking or event.tokens:
-                return Delta(text=parsed.text, thinking=parsed.thinking, tokens=event.tokens)
+        while (delta := self._reader.read(next(self._events))) is None:
+            pass
+        return delta
 
     def close(self) -> None:
         """Stop the answer; does nothing when it has ended."""
@@ -110,7 +148,9 @@ class DeltaStream(Iterator[Delta]):
             finish_reason=last.finish_reason,
             usage=last.usage,
             tokens=tuple(token for delta in deltas for token in delta.tokens),
-            tool_calls=last.tool_calls,
+            prompt=tuple(token for delta in deltas for token in delta.prompt),
+            tool_calls=tuple(call for delta in deltas for call in delta.tool_calls),
+            thinking_tokens=last.thinking_tokens,
             complete=last.complete,
             is_json=self._is_json,
         )

@@ -7,6 +7,7 @@ spells later, in code or in quotes, is plain text. Newlines that only set a thou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from khola.chat.message import Control, Message, Part
@@ -36,6 +37,48 @@ def open_turn(message: Message) -> tuple[Part, ...]:
     if not message.content:
         return (*OPENING, message.thinking)
     return (*OPENING, f"{message.thinking}\n", Control(END, plain=True), f"\n\n{message.content}")
+
+
+class ThoughtTokens:
+    """Counts the tokens of a thought, its marks included.
+
+    Args:
+        opened: as for `ThinkingSplitter`.
+        token_bytes: the bytes that a token stands for.
+    """
+
+    def __init__(self, *, opened: bool, token_bytes: Callable[[int], bytes]) -> None:
+        self.count = 0
+        """So far."""
+        self._state: Literal["start", "thinking", "answer"] = "start"
+        self._opened = opened
+        self._token_bytes = token_bytes
+        self._seen = 0
+        self._tail = b""
+
+    def push(self, token: int) -> None:
+        """Take the next token of the answer."""
+        if self._state == "answer":
+            return
+        self._seen += 1
+        self._tail += self._token_bytes(token)
+        if self._state == "start":
+            self._begin()
+        if self._state == "thinking":
+            before, mark, _ = self._tail.partition(END.encode())
+            self._state = "answer" if mark else "thinking"
+            self._tail = before[-len(END) :]
+        if self._opened or self._state == "thinking" or self.count:
+            self.count = self._seen
+
+    def _begin(self) -> None:
+        """Decide whether the answer begins with a thought."""
+        seen = self._tail.lstrip()
+        if seen.startswith(START.encode()):
+            self._tail = seen[len(START) :]
+            self._state = "thinking"
+        elif not START.encode().startswith(seen):
+            self._state = "thinking" if self._opened else "answer"
 
 
 class ThinkingSplitter:

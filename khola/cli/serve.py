@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from khola.serve.guard import Auth, Guard
     from khola.serve.limits import Limits
     from khola.serve.log import Log
-    from khola.serve.run import Stop
 
 HOST, PORT = "127.0.0.1", 11500
 """The port is none of those that other model servers take (1234, 8000, 8080, 11434), and below those that systems give to clients."""
@@ -79,17 +78,19 @@ def serve(
     talk = o.talk_of(json=json, quiet=quiet, lang=lang)
     limits = Limits(deadline_s=deadline, drain_s=drain)
     guard = _guard(host, key_file, no_auth, cors_origin or [], allow_host or [], limits, talk)
-    backend = _backend(engine, models or [], talk, idle_s=60 * idle, memory=memory, context=context, cache=cache)
-    sockets = listen(host, port)
-    guard.listens_on(sockets[0].getsockname()[1])
-    service = Service(
-        backend=backend, settings=talk.settings, limits=limits, guard=guard, log=_log(log, talk), raw_utf8=raw_utf8
-    )  # fmt: skip
+    _harden()
+    written = _log(log, talk)
+    options = {"context": context, "cache": cache}
+    offered = models or (["echo"] if engine == "echo" else [])
 
-    def ready(_: Stop) -> None:
-        _announce(host, guard, limits, engine, models or [], talk)
+    async def run() -> None:
+        backend = _backend(engine, offered, talk, idle_s=60 * idle, memory_gb=memory, options=options)
+        sockets = listen(host, port)
+        guard.listens_on(sockets[0].getsockname()[1])
+        service = Service(backend=backend, settings=talk.settings, limits=limits, guard=guard, log=written, raw_utf8=raw_utf8)
+        await serve(service, sockets, ready=lambda _: _announce(host, guard, limits, engine, offered, talk))
 
-    asyncio.run(serve(service, sockets, ready=ready))
+    asyncio.run(run())
 
 
 def _guard(
@@ -136,12 +137,36 @@ def _origins(origins: list[str]) -> list[str]:
 
 
 def _backend(
-    engine: str, models: list[str], talk: Talk, *, idle_s: float, memory: float | None, context: int | None, cache: str
+    engine: str, models: list[str], talk: Talk, *, idle_s: float, memory_gb: float | None, options: dict[str, Any]
 ) -> Backend:  # fmt: skip
-    """What answers."""
-    from khola.serve.echo import Echo
+    """What answers.
 
-    return Echo(offered=models or ["echo"])
+    Raises:
+        UnknownModel, NotPulled: a name leads to no files here.
+    """
+    if engine == "echo":
+        from khola.serve.echo import Echo
+
+        return Echo(offered=models)
+    from khola.serve.engines import Engines
+
+    return Engines(
+        talk.settings,
+        offered=models or None,
+        budget_bytes=None if memory_gb is None else int(memory_gb * 1e9),
+        idle_s=idle_s or None,
+        options={name: value for name, value in options.items() if value is not None},
+        tell=talk.say,
+    )
+
+
+def _harden() -> None:
+    """Files of this process, and of those that it starts, are their owner's; none of them leaves its memory behind when it crashes."""
+    os.umask(0o077)
+    if os.name == "posix":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _log(path: Path | None, talk: Talk) -> Log:

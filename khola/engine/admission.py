@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from khola.engine.request import Request
 from khola.engine.sampler import checked
-from khola.errors import AskedWrong, ContextOverflow, EmptyPrompt, NoMemory
+from khola.errors import AskedWrong, ContextOverflow, EmptyPrompt, NoMemory, UnknownOption
 from khola.ops.vocabulary import PAGE_TOKENS
 
 DEFAULT_CONTEXT_TOKENS = 8192
@@ -79,6 +79,10 @@ def accept(request: Request, context_tokens: int, trained_tokens: int, num_token
     if not prompt:
         raise EmptyPrompt("the prompt is empty", hint="give at least one character or token")
     checked(request.sampling, num_tokens)
+    if not 0 <= request.prompt_top <= 100:
+        raise UnknownOption(
+            "{name} is {value!r}; expected a number from 0 to {limit}", name="prompt_top", value=request.prompt_top, limit=100
+        )
     if request.embedding and request.prompt_logprobs:
         raise AskedWrong("one request cannot ask for an embedding and for log-probabilities", hint="make two requests")
     if request.grammar is not None and (request.embedding or request.prompt_logprobs or request.sampling.max_tokens == 0):

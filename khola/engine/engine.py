@@ -133,6 +133,7 @@ class Engine:
         with self._turn:
             self._inbox.append((request, None))
             self._settle()
+            self._turn.notify_all()
 
     def step(self) -> list[Event]:
         """Compute one step, or nothing when there is nothing to do; gives what happened to requests that were submitted, not streamed."""
@@ -159,6 +160,11 @@ class Engine:
         """Sleep until there is something to compute or to tell, or the engine is closed; False when the time is over first."""
         with self._turn:
             return self._turn.wait_for(lambda: bool(self._jobs or self._events or self._runner is None), timeout_s)
+
+    @property
+    def closed(self) -> bool:
+        """It takes no more requests."""
+        return self._runner is None
 
     def stats(self) -> Stats:
         """What the engine has done and holds now."""
@@ -356,7 +362,7 @@ class Engine:
             events = job.read(part, rows, self._clock())
         except Exception as error:
             self._scheduler.spoil(job.sequence)
-            self._end(job, [job.fail(_typed(error))])
+            self._end(job, [job.fail(typed(error))])
             return
         made = job.answer_tokens - had
         accepted = max(0, made - 1)
@@ -394,7 +400,7 @@ class Engine:
         try:
             yield
         except BaseException as error:
-            self._start_anew(_typed(error) if isinstance(error, Exception) else Cancelled("the program was interrupted"))
+            self._start_anew(typed(error) if isinstance(error, Exception) else Cancelled("the program was interrupted"))
             if not isinstance(error, Exception):
                 raise
 
@@ -431,11 +437,11 @@ def _isolated(call: Callable[[list[Part]], Iterable[Numbers]], members: list[tup
             # Guesses must not cost an answer what it could have had without them: memory, above all.
             return _isolated(call, [(job, part.certain())])
         if len(members) == 1:
-            return [(*members[0], _typed(error))]
+            return [(*members[0], typed(error))]
         return [computed for member in members for computed in _isolated(call, [member])]
 
 
-def _typed(error: Exception) -> KholaError:
+def typed(error: Exception) -> KholaError:
     """An error as one of khola's own, with what caused it."""
     if isinstance(error, KholaError):
         return error

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from khola.engine.constraint import Constraint
 from khola.engine.output import Output
-from khola.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, Usage
+from khola.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, TokenInfo, Usage
 from khola.engine.runner import Kept, Part
-from khola.engine.sampler import Chooser, log_normaliser, require_finite
+from khola.engine.sampler import Chooser, require_finite, told
 from khola.engine.scheduler import Sequence
 from khola.engine.speculate import Draft, Speculator
 from khola.errors import KholaError
@@ -54,7 +54,7 @@ class Job:
         self._output = output
         self._speculator = Speculator(sequence.tokens, request.sampling.speculate)
         self._constraint = constraint
-        self._logprobs: list[float] = []
+        self._prompt = [TokenInfo(request.prompt[0])]
         self._pooled_D: NDArray[np.float64] | None = None
         self._pooled = 0
         self._submitted = now
@@ -128,18 +128,21 @@ class Job:
             self._score(part, whole(rows))
         if part.length - part.drafts < len(self.sequence.tokens):
             return []
+        told = self.sequence.every_row and self.request.prompt_logprobs
         self.sequence.every_row = False
+        events: list[Event] = [Piece(self.request, "", (), tuple(self._prompt))] if told else []
         if self.reads_only:
-            return [self.finish("stop" if self.request.embedding else "length", now)]
+            return [*events, self.finish("stop" if self.request.embedding else "length", now)]
         guesses = part.ids[len(part.ids) - part.drafts :]
-        return self._answer(rows[len(rows) - 1 - part.drafts :], guesses, now)
+        return events + self._answer(rows[len(rows) - 1 - part.drafts :], guesses, now)
 
     def finish(self, reason: FinishReason, now: float) -> Finished:
         """The last event of a request that was answered or cancelled."""
         self.ended = True
         mean_D = None if self._pooled_D is None else (self._pooled_D / max(1, self._pooled)).astype(np.float32)
         complete = None if self._constraint is None else self._constraint.complete
-        return Finished(self.request, reason, self._usage(now), tuple(self._logprobs), mean_D, complete)
+        scores = tuple(token.logprob for token in self._prompt[1:] if token.logprob is not None)
+        return Finished(self.request, reason, self._usage(now), scores, mean_D, complete)
 
     def fail(self, error: KholaError) -> Failed:
         """The last event of a request that could not be answered."""
@@ -183,10 +186,10 @@ class Job:
     def _score(self, part: Part, rows_rV: NDArray[np.float32]) -> None:
         """Note log-probabilities of prompt tokens; rows seen before (the sequence lost its pages meanwhile) are passed over."""
         prompt = self.request.prompt
-        for position in range(max(part.first, len(self._logprobs)), min(part.length, len(prompt) - 1)):
+        for position in range(max(part.first, len(self._prompt) - 1), min(part.length, len(prompt) - 1)):
             logits_V = rows_rV[position - part.first][: self._chooser.num_tokens]
             require_finite(logits_V, position + 1)
-            self._logprobs.append(float(logits_V[prompt[position + 1]]) - log_normaliser(logits_V))
+            self._prompt.append(told(prompt[position + 1], logits_V, self.request.prompt_top))
 
     def _pool(self, part: Part, rows_rD: NDArray[np.float32]) -> None:
         """Add up hidden states that were not seen before."""

@@ -85,6 +85,8 @@ class Request:
     their pages can be found again without changing a bit."""
     prompt_logprobs: bool = False
     """Report the log-probability of every prompt token (scoring)."""
+    prompt_top: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    """With these, so many of the likeliest tokens at each place."""
     embedding: bool = False
     """Report the mean hidden state of the prompt, and make no tokens."""
     tenant: str = ""
@@ -98,11 +100,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
-    """One chosen token."""
+    """One chosen token, or one of the prompt."""
 
     id: int
     logprob: float | None = None
-    """Natural logarithm of its probability before temperature and filters; None unless asked for."""
+    """Natural logarithm of its probability before temperature and filters; None unless asked for, and for the first of a prompt."""
     top: tuple[tuple[int, float], ...] = ()
     """The most likely ids and their log-probabilities."""
 
@@ -117,6 +119,8 @@ class Piece:
     request: Request
     text: str
     tokens: tuple[TokenInfo, ...]
+    prompt: tuple[TokenInfo, ...] = ()
+    """The prompt's tokens, in a piece of their own before all others, where their log-probabilities were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class Finished:
     reason: FinishReason
     usage: Usage
     prompt_logprobs: tuple[float, ...] = ()
-    """Log-probability of prompt tokens 1, 2, … given those before, if asked for."""
+    """Log-probability of prompt tokens 1, 2, … given those before, if asked for: the numbers of `Piece.prompt`."""
     embedding: NDArray[np.float32] | None = field(default=None, compare=False)
     """Mean of the normed hidden states of the prompt, [D], if asked for."""
     complete: bool | None = None

@@ -174,7 +174,8 @@ class Chooser:
         while constraint is not None and not constraint.fits(token):
             changed_V = np.where(np.arange(len(changed_V)) == token, np.float32(-np.inf), changed_V)
             token = self._picked(changed_V, position)
-        return self._told(token, logits_V)
+        wanted = self.sampling.logprobs
+        return TokenInfo(token) if wanted is None else told(token, logits_V, wanted)
 
     def _picked(self, changed_V: Logits, position: int) -> int:
         """The greatest of the logits, or one drawn from them."""
@@ -188,14 +189,12 @@ class Chooser:
         place = draw(weights_C, chance)
         return place if ids_C is None else int(ids_C[place])
 
-    def _told(self, token: int, logits_V: Logits) -> TokenInfo:
-        """The token with its log-probability and its likeliest alternatives, if asked for."""
-        wanted = self.sampling.logprobs
-        if wanted is None:
-            return TokenInfo(token)
-        whole = log_normaliser(logits_V)
-        best = likeliest(logits_V, wanted) if wanted else ()
-        return TokenInfo(token, float(logits_V[token]) - whole, tuple((int(i), float(logits_V[i]) - whole) for i in best))
+
+def told(token: int, logits_V: Logits, wanted: int) -> TokenInfo:
+    """A token with its log-probability and so many of the likeliest ones."""
+    whole = log_normaliser(logits_V)
+    best = likeliest(logits_V, wanted) if wanted else ()
+    return TokenInfo(token, float(logits_V[token]) - whole, tuple((int(i), float(logits_V[i]) - whole) for i in best))
 
 
 def likeliest(logits_V: Logits, k: int) -> NDArray[np.intp]:

@@ -67,7 +67,7 @@ class App:
             try:
                 headers = service.guard.headers(scope["headers"], scope.get("raw_path") or scope["path"].encode())
                 if not headers.body:
-                    await exchange.line.receive()
+                    await exchange.line.expect_nothing()
                 exchange.cross = service.guard.cross_origin(headers)
                 await self._answer(exchange, headers)
             except Cancelled:
@@ -147,7 +147,8 @@ class _Exchange:
             page = PAGE if self.operation is not None and self.operation.document else []
             policy = b"cross-origin" if any(name == b"access-control-allow-origin" for name, _ in self.cross) else b"same-origin"
             own = [(b"x-request-id", self.number.encode()), (b"cross-origin-resource-policy", policy)]
-            message["headers"] = [*message.get("headers", ()), *own, *SAFE, *page, *self.cross]
+            end = [] if self.line.whole else [(b"connection", b"close")]
+            message["headers"] = [*message.get("headers", ()), *own, *SAFE, *page, *self.cross, *end]
         await self.line.send(message)
 
     def note(self, wrong: BaseException | None) -> None:

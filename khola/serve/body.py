@@ -51,7 +51,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
         TooLarge: more bytes than `limit`, by its header or by count.
     """
     told = request.headers.get("content-length", "0")
-    parts, size = [], int(told) if told.isdecimal() and len(told) < 19 else 0
+    parts, size = [], int(told[:18]) if told.isascii() and told.isdecimal() else 0
     if size <= limit:
         size = 0
         async for part in request.stream():

@@ -109,6 +109,8 @@ class Guard:
         for name in (b"host", b"origin", b"content-length", b"content-type", b"authorization", b"x-api-key", b"sec-fetch-site"):
             if len(found.get(name, ())) > 1:
                 raise AskedWrong("the header {name} stands twice", name=name.decode())
+        if b"content-length" in found and b"transfer-encoding" in found:
+            raise AskedWrong("the request says in two ways how long its body is")
         if b"content-encoding" in found and found[b"content-encoding"] != ["identity"]:
             raise AskedWrong("bodies are read as they are; this one is compressed")
         one = {name.decode("latin-1"): values[0] for name, values in found.items()}

@@ -20,11 +20,18 @@ class Line:
         self._limits = limits
         self._begun = 0.0
         self._size = 0
+        self._kept: Message | None = None
+        self._late = False
         self._whole = asyncio.Event()
         self._gone = asyncio.Event()
         self.status = 0
         """Of the answer; 0 while none has begun."""
         self.sent_bytes = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole request has come in; where not, the connection cannot be used again."""
+        return self._whole.is_set() and not self._late
 
     async def receive(self) -> Message:
         """The next part of the body; once the body is whole, nothing until the client hangs up.
@@ -33,6 +40,9 @@ class Line:
             TooSlow: the body comes in more slowly than the limits say.
             Cancelled: the client hung up in the middle of the body.
         """
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            return kept
         if self._whole.is_set():
             await self._gone.wait()
             return {"type": "http.disconnect"}
@@ -43,8 +53,9 @@ class Line:
             async with asyncio.timeout_at(self._begun + min(paid_s, limits.body_s)):
                 message = await self._receive()
         except TimeoutError:
+            self._late = True
             self._whole.set()
-            raise TooSlow("the body came in too slowly: {found} bytes in {seconds} s", found=self._size, seconds=int(paid_s)) from None
+            raise TooSlow("the body came in too slowly: {found} bytes in {seconds} s", found=self._size, seconds=round(paid_s, 1)) from None
         if message["type"] == "http.disconnect":
             self._whole.set()
             self._gone.set()
@@ -53,6 +64,10 @@ class Line:
         if not message.get("more_body", False):
             self._whole.set()
         return message
+
+    async def expect_nothing(self) -> None:
+        """Take the end of a body that does not exist, so that it is seen when the client hangs up; it is still there to be read."""
+        self._kept = await self.receive()
 
     async def gone(self) -> None:
         """Return when the client hangs up; the body is left to whoever reads it."""

@@ -25,8 +25,8 @@ def kind_of(status: int) -> str:
 
 
 def message_of(error: KholaError) -> str:
-    """What happened and what to do, in English; of our own faults only that there was one."""
-    if isinstance(error, OurFault):
+    """What happened and what to do, in English; of faults of our own that nobody foresaw only that there was one."""
+    if isinstance(error, OurFault) and error.http_status == OurFault.http_status:
         return "the server failed on this request; its log says more under the request id"
     hint = error.hint()
     return f"{error.told()}; {hint}" if hint else error.told()
@@ -45,7 +45,7 @@ def error_headers(error: KholaError) -> dict[str, str]:
         return {"allow": str(allow)}
     if isinstance(error, NoMemory):
         return {"x-should-retry": "false"}
-    if isinstance(error, NoRoom):
+    if isinstance(error, NoRoom) or error.http_status == 503:
         return {"retry-after": str(error.facts.get("retry_after", 2)), "x-should-retry": "true"}
     if isinstance(error, NoKey):
         return {"www-authenticate": "Bearer"}

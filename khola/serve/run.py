@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     found: list[socket.socket] = []
     try:
         for family, address in _addresses(name):
-            opened = socket.socket(family, socket.SOCK_STREAM)
+            opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends without delay only where this is told
             found.append(opened)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
@@ -123,7 +123,7 @@ async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Ca
         service.stop(limits.drain_s)
         server.should_exit = True
 
-    with _signals(stop), _gathered(service.log):
+    with _signals(stop), gathered(service.log):
         begun = asyncio.ensure_future(_begun(server))
         await asyncio.wait({running, begun}, return_when=asyncio.FIRST_COMPLETED)
         if begun.done():
@@ -177,7 +177,7 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def _gathered(log: Log) -> Iterator[None]:
+def gathered(log: Log) -> Iterator[None]:
     """Have the libraries that serve write into the server's log."""
     lines, names = _Lines(log), ("uvicorn.error", "asyncio")
     for name in names:

@@ -362,5 +362,5 @@ def test_the_date_line_is_written_for_today() -> None:
     text = "hello"
     loaded = fake_loaded(tokenizer=ChatTokenizer(), chat_format="llama3_1")
     with Model(loaded, runner=Script(text), cache_tokens=2048, today=lambda: date(2026, 2, 3)) as model:
-        prompt, _ = model._rendered([Message(role="user", content="hi")], (), None, False)
+        prompt, _ = model.rendered([Message(role="user", content="hi")])
     assert "Today Date: 03 Feb 2026" in prompt.text()

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.serve import refusal
-from khola.serve.body import json_response
+from khola.serve.body import encoded, json_response
 from khola.serve.metrics import KIND
 from khola.serve.openapi import document
 from khola.serve.operation import Operation
@@ -27,8 +27,12 @@ class Csrf(msgspec.Struct, frozen=True):
 def operations(service: Service) -> list[Operation]:
     """The addresses of the server itself."""
 
+    written: list[bytes] = []
+
     async def openapi(request: Request) -> ASGIApp:
-        return json_response(service, document(service.operations))
+        if not written:  # what is offered never changes
+            written.append(encoded(document(service.operations)))
+        return Response(written[0], media_type="application/json")
 
     async def metrics(request: Request) -> ASGIApp:
         levels = {"requests_running": float(service.admission.running), "stopping": float(service.deadlines.stopping)}

@@ -166,7 +166,7 @@ async def ask(
         "client": client,
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given],
     }
-    answer, sent, ended = Answer(), False, asyncio.Event()
+    answer, parts, sent, ended = Answer(), list[bytes](), False, asyncio.Event()
 
     async def receive() -> dict[str, Any]:
         nonlocal sent
@@ -181,9 +181,10 @@ async def ask(
             answer.status = message["status"]
             answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
         else:
-            answer.body += message.get("body", b"")
+            parts.append(message.get("body", b""))
 
     await app(scope, receive, send)
+    answer.body = b"".join(parts)
     return answer
 
 

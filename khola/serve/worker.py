@@ -1,0 +1,336 @@
+"""The main program of an engine process: one model, asked over the socket that is its standard input.
+
+```
+reading thread   frames in; cancels at once, hands everything else on
+four threads     render, tokenise, compile grammars, submit: a long prompt does not hold up running answers
+stepping thread  steps the engine; everything that one step said leaves in one frame
+```
+The process ends when the socket does: whoever started it closed it, or died.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from khola.errors import AskedWrong, Busy, KholaError, OurFault
+from khola.serve import wire
+from khola.serve.alone import give_up
+from khola.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from khola.api.model import Model
+    from khola.api.stream import Prepared
+    from khola.engine.request import Event, Request
+    from khola.serve.answering import Answer, Embeddings
+
+PREPARING = 4
+"""Threads that make requests ready."""
+MOST_PREPARING = 256
+"""Messages that may wait for them."""
+SWITCH_S = 0.0005
+"""How long a thread that computes in Python may keep the one that steps waiting: a tenth of Python's own choice."""
+BROKEN_EXIT = 65
+"""Exit status after a frame that no message follows."""
+
+
+class Link:
+    """The socket; any thread may send."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._turn = threading.Lock()
+        self.frames = self._receive()
+        """What comes, frame by frame, until the other side is gone; raises `OurFault` when it is not frames."""
+
+    def send(self, message: wire.Told) -> None:
+        """One message; waits while the other side does not read. Nothing happens when it is gone: the reading thread sees that."""
+        data = wire.framed(message)
+        with self._turn:
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                return
+
+    def _receive(self) -> Iterator[bytes]:
+        frames = wire.Frames()
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError:
+                return
+            if not data:
+                return
+            yield from frames.feed(data)
+
+
+class Worker:
+    """Answers what comes over the link with one model.
+
+    Args:
+        link: to the server.
+        model: loaded; the worker alone steps its engine.
+    """
+
+    def __init__(self, link: Link, model: Model) -> None:
+        self._link = link
+        self._model = model
+        self._turn = threading.Lock()
+        self._preparing: set[int] = set()
+        self._requests: dict[int, list[Request]] = {}
+        self._members: dict[Request, Answer | Embeddings] = {}
+        self._drain: int | None = None
+        self._pool = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
+        self._stepping = threading.Thread(target=self._steps, name="step", daemon=True)
+
+    def run(self) -> None:
+        """Answer until the server is gone.
+
+        Raises:
+            OurFault: what came was not frames.
+        """
+        self._stepping.start()
+        try:
+            for frame in self._link.frames:
+                try:
+                    self._take(wire.asked(frame))
+                except KholaError as error:
+                    self._link.send(wire.wrong(0, error))
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._model.close()
+
+    def _take(self, ask: wire.Ask) -> None:
+        """One message, on the reading thread."""
+        if isinstance(ask, wire.Cancel):
+            self._cancel(ask.number)
+        elif isinstance(ask, wire.Drain):
+            with self._turn:
+                self._drain = ask.number
+            self._tell_if_drained()
+        else:
+            with self._turn:
+                full = len(self._preparing) >= MOST_PREPARING
+                refused = full or self._drain is not None
+                if not refused:
+                    self._preparing.add(ask.number)
+            if refused:
+                self._link.send(wire.wrong(ask.number, _busy(full=full, most=MOST_PREPARING)))
+            else:
+                self._pool.submit(self._prepare, ask)
+
+    def _prepare(self, ask: wire.Ask) -> None:
+        """Answer one message, or make its requests and submit them; on a thread of the pool."""
+        from khola.engine.engine import typed
+
+        try:
+            if ask.number in self._preparing:
+                self._do(ask)
+        except Exception as error:
+            self._forget(ask.number)
+            self._link.send(wire.wrong(ask.number, typed(error)))
+        finally:
+            with self._turn:
+                self._preparing.discard(ask.number)
+            self._tell_if_drained()
+
+    def _do(self, ask: wire.Ask) -> None:
+        from khola.serve.answering import Embeddings, prepared_chat, prepared_text, rendered
+
+        model, number = self._model, ask.number
+        if isinstance(ask, wire.Chat):
+            self._begin(number, prepared_chat(model, ask.job))
+        elif isinstance(ask, wire.Continue):
+            self._begin(number, prepared_text(model, ask.job))
+        elif isinstance(ask, wire.Embed):
+            requests = [model.prepared_embedding(text, ask.tenant) for text in ask.texts]
+            self._submit(number, requests, Embeddings(number, requests))
+        elif isinstance(ask, wire.Encode):
+            ids = model.ids(ask.text) if ask.special else model.loaded.tokenizer.encode(ask.text)
+            self._link.send(wire.Ids(number, tuple(ids)))
+        elif isinstance(ask, wire.Spell):
+            self._link.send(wire.Text(number, model.loaded.tokenizer.decode(ask.ids, skip_control=False)))
+        elif isinstance(ask, wire.Render):
+            text, ids = rendered(model, ask.job)
+            self._link.send(wire.Rendered(number, text, tuple(ids)))
+        elif isinstance(ask, wire.Look):
+            self._link.send(wire.Figures(number, {name: float(value) for name, value in asdict(model.stats()).items()}))
+        else:
+            raise OurFault("an engine process opens one model, and it is open")
+
+    def _begin(self, number: int, prepared: Prepared) -> None:
+        from khola.serve.answering import Answer
+
+        self._submit(number, [prepared.request], Answer(number, prepared, self._model.loaded.tokenizer))
+        self._link.send(wire.Accepted(number))
+
+    def _submit(self, number: int, requests: list[Request], member: Answer | Embeddings) -> None:
+        """Give requests to the engine; when it refuses one, none stays."""
+        with self._turn:
+            if number not in self._preparing:
+                return
+            self._requests[number] = requests
+            self._members.update(dict.fromkeys(requests, member))
+        for request in requests:
+            self._model.engine.submit(request)
+        with self._turn:
+            given_up = [request for request in requests if number not in self._requests]
+        # Cancelled in between, when the engine did not know them yet; those that have ended by themselves are no harm.
+        for request in given_up:
+            self._model.engine.cancel(request)
+
+    def _cancel(self, number: int) -> None:
+        with self._turn:
+            self._preparing.discard(number)
+        self._forget(number)
+        self._tell_if_drained()
+
+    def _forget(self, number: int) -> None:
+        """End what has this number; its events are no longer told."""
+        with self._turn:
+            requests = self._requests.pop(number, [])
+            for request in requests:
+                self._members.pop(request, None)
+        for request in requests:
+            self._model.engine.cancel(request)
+
+    def _tell_if_drained(self) -> None:
+        with self._turn:
+            drained = self._drain is not None and not self._requests and not self._preparing
+            number, self._drain = (self._drain, -1) if drained else (None, self._drain)
+        if number is not None and number >= 0:
+            self._link.send(wire.Drained(number))
+
+    def _steps(self) -> None:
+        """Step whenever there is something to compute, until the engine is closed."""
+        engine = self._model.engine
+        while not engine.closed:
+            engine.wait()
+            said: dict[int, wire.Said] = {}
+            for event in engine.step():
+                self._tell(event, said)
+            if said:
+                self._link.send(wire.Step(tuple(said.values())))
+            if self._drain is not None:
+                self._tell_if_drained()
+
+    def _tell(self, event: Event, said: dict[int, wire.Said]) -> None:
+        """Add what an event says to what the step has said."""
+        from khola.engine.engine import typed
+        from khola.engine.request import Failed, Finished
+        from khola.serve.answering import Embeddings, joined
+
+        member = self._members.get(event.request)
+        if member is None:
+            return
+        try:
+            if isinstance(member, Embeddings):
+                if (vectors := member.take(event)) is not None:
+                    self._end(member.number)
+                    self._link.send(vectors)
+                return
+            more = member.said(event)
+        except Exception as error:
+            self._forget(member.number)
+            if member.number in said:
+                self._link.send(wire.Step((said.pop(member.number),)))
+            self._link.send(wire.wrong(member.number, typed(error)))
+            return
+        if more is not None:
+            before = said.get(member.number)
+            said[member.number] = more if before is None else joined(before, more)
+        if isinstance(event, Finished | Failed):
+            self._end(member.number)
+
+    def _end(self, number: int) -> None:
+        with self._turn:
+            for request in self._requests.pop(number, []):
+                self._members.pop(request, None)
+
+
+def _busy(*, full: bool, most: int) -> Busy:
+    if full:
+        return Busy("{most} requests wait to be read", hint="ask again when some of them have been answered", most=most)
+    return Busy("the model is being unloaded", hint="ask again in a moment")
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Loading makes half a million objects that stay; looking for garbage among them takes a tenth of its time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def opened(ask: wire.Ask, link: Link, *, network: bool) -> Model:
+    """The model that the first message names.
+
+    Raises:
+        AskedWrong: the first message names none.
+        KholaError: it cannot be loaded; see `khola.api.load`.
+    """
+    from khola.api import load
+    from khola.api.fit import KHOLA_BYTES
+
+    if not isinstance(ask, wire.Open):
+        raise AskedWrong("an engine process is first told which model to open")
+    with uncollected():
+        model = load(ask.name, settings=settings_from(ask.settings), tell=lambda text, **facts: _note(link, text, facts), **ask.options)
+    stats, weights = model.stats(), model.loaded.weight_bytes
+    link.send(wire.Ready(ask.number, model.context_tokens, weights + stats.cache_bytes + KHOLA_BYTES, network))
+    return model
+
+
+def settings_from(sent: Mapping[str, Any]) -> Settings:
+    """Settings as `khola.serve.process` sends them."""
+    paths = {"home": Path(sent["home"]), "user_home": Path(sent["user_home"])}
+    return Settings(**{**sent, **paths})
+
+
+def _note(link: Link, text: str, facts: Mapping[str, Any]) -> None:
+    link.send(wire.Note(text, {name: wire.plain(value) for name, value in facts.items()}))
+
+
+def main() -> None:
+    """Serve one model until standard input, which is a socket, ends."""
+    network = give_up()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(SWITCH_S)
+    connection = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    link = Link(connection)
+    status = 0
+    try:
+        first = wire.asked(next(link.frames, b""))
+        try:
+            model = opened(first, link, network=network)
+        except KholaError as error:
+            link.send(wire.wrong(first.number, error))
+        else:
+            Worker(link, model).run()
+    except KholaError as error:
+        sys.stderr.write(f"{error}\n")
+        status = BROKEN_EXIT
+    sys.stderr.flush()
+    # Not `sys.exit`: a step that computes must not keep the process alive.
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Whatever is sent, the server answers as its description says, quickly, and opens nothing. P17, P27 and P30 of the promises."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from khola.serve.app import App
+from khola.serve.guard import Guard
+from khola.serve.openapi import ERRORS, document
+from khola.serve.service import Service
+from tests.serve.http import made
+from tests.serve.http.ask import Answer, ask, asked, offered, service_of
+
+LEAKS = re.compile(rb"0x[0-9a-f]{6,}|/(?:home|root)/|/usr/lib|Traceback|\.py\b|site-packages|msgspec|starlette|Error\(")
+STALL_S = 0.1
+"""Longest that one request may hold the event loop, in seconds of this thread's processor time."""
+
+_watched: list[list[tuple[str, str]]] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note what is opened or connected to while a test watches; hooks cannot be taken away again."""
+    if _watched and event in ("open", "socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.listdir", "exec"):
+        _watched[-1].append((event, str(arguments[0])[:200]))
+
+
+sys.addaudithook(_audit)
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[str, str]]]:
+    """What is opened, connected to, started or run in the block."""
+    _watched.append([])
+    try:
+        yield _watched[-1]
+    finally:
+        _watched.pop()
+
+
+def check(request: made.Made, answer: Answer) -> None:
+    """The answer is one that the description has, and tells nothing of the inside."""
+    where = f"{request.method} {request.path[:80]!r} {request.body!r:.200} {request.headers}: {answer.status} {answer.body[:300]!r}"
+    allowed = {200, 405, *ERRORS} if request.operation is None else {int(status) for status in request.operation["responses"]}
+    assert answer.status in allowed, where
+    assert answer.status != 500, where
+    assert not LEAKS.search(answer.body), where
+    if answer.status >= 400 and request.method != "HEAD":
+        assert "error" in json.loads(answer.body), where
+    elif answer.headers.get("content-type") == "application/json":
+        json.loads(answer.body)
+
+
+async def fuzz(service: Service, app: App, requests: list[made.Made]) -> tuple[Counter[int], float]:
+    """Send requests; how many had each status, and the longest that one held the loop."""
+    statuses: Counter[int] = Counter()
+    longest = 0.0
+    for request in requests:
+        if request.path == "/models/sse":
+            continue  # has no end of its own
+        begun = time.thread_time()
+        answer = await ask(app, request.method, request.path, request.body, request.headers)
+        longest = max(longest, time.thread_time() - begun)
+        check(request, answer)
+        statuses[answer.status] += 1
+    assert service.admission.running == 0
+    assert (await ask(app, "GET", "/health")).status == 200
+    return statuses, longest
+
+
+def test_no_request_surprises_the_server() -> None:
+    """P17, and P27: no request makes the server open a file or a connection."""
+    service = service_of(guard=Guard(auth="none"))
+    app = App(service, offered())
+    described = document(service.operations)
+    asyncio.run(fuzz(service, app, list(made.requests(described, 500, seed=0))))  # what is imported at its first use
+    requests = list(made.requests(described, 5000, seed=1))
+    with watched() as opened:
+        statuses, longest = asyncio.run(fuzz(service, app, requests))
+    assert longest < STALL_S
+    assert not opened, opened[:10]
+    assert statuses[200] > 500, "too few requests were right to say anything about the others"
+    assert {400, 404, 405, 413, 415, 421} <= set(statuses), statuses
+
+
+@pytest.mark.soak
+def test_no_request_surprises_the_server_for_long() -> None:
+    """P17 at its nightly number."""
+    service = service_of(guard=Guard(auth="none"))
+    app = App(service, offered())
+    for seed in range(2, 42):
+        _, longest = asyncio.run(fuzz(service, app, list(made.requests(document(service.operations), 5000, seed))))
+        assert longest < STALL_S
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({}, "prompt", "bad_request"),
+        ({"prompt": 1}, "prompt", "bad_request"),
+        ({"prompt": "a", "prompts": "b"}, "prompts", "unknown_option"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "bad_request"),
+        ({"prompt": "a", "max_tokens": -(2**31)}, "max_tokens", "bad_request"),
+        ({"prompt": "a", "max_tokens": 2**63}, "max_tokens", "bad_request"),
+        ({"prompt": "a", "max_tokens": "8"}, "max_tokens", "bad_request"),
+        ({"prompt": "a", "max_tokens": 8.5}, "max_tokens", "bad_request"),
+        ({"prompt": "a", "max_tokens": True}, "max_tokens", "bad_request"),
+        ({"prompt": "a", "temperature": 2.1}, "temperature", "bad_request"),
+        ({"prompt": "a", "stop": ["a", 1]}, "stop[1]", "bad_request"),
+        ({"prompt": "a", "stop": ["a" * 257]}, "stop[0]", "bad_request"),
+        ({"prompt": "a", "stream": 1}, "stream", "bad_request"),
+    ],
+)
+def test_wrong_fields_are_named(body: dict[str, Any], param: str, code: str) -> None:
+    """B1 and B3: every number has its interval, nothing is coerced, no field is ignored."""
+    (answer,) = asked(service_of(), ("POST", "/parrot", body))
+    error = answer.json()["error"]
+    assert (answer.status, error["param"], error["code"]) == (400, param, code)
+    assert param in error["message"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt":"a","temperature":NaN}',
+        b'{"prompt":"a","temperature":1e999}',
+        b'{"prompt":"a","prompt":"b"}',
+        b"[" * 10_000,
+        b'{"prompt":"a","deep":' + b'{"a":' * 64 + b"1" + b"}" * 64 + b"}",
+        b'{"prompt":"\\ud800"}',
+        b'{"prompt":"\xff"}',
+        b"[]",
+        b"null",
+        b"",
+        b'{"prompt":"a","deep":{"a":[' + b"1," * 100_001 + b"1]}}",
+    ],
+)
+def test_json_is_read_strictly(raw: bytes) -> None:
+    """B4."""
+    (answer,) = asked(service_of(), ("POST", "/parrot", raw, {"content-type": "application/json"}))
+    assert (answer.status, answer.code()) == (400, "bad_request")
+
+
+def test_limits_of_a_body() -> None:
+    """The largest body that is read, one byte more, and a thousand times as much by its header alone."""
+    limit = 4 << 20
+    fits = json.dumps({"prompt": "", "max_tokens": 1}).encode()
+    fits = fits.replace(b'""', b'"' + b"a" * (limit - len(fits)) + b'"')
+    json_type = {"content-type": "application/json"}
+    told = {**json_type, "content-length": str(1000 * limit)}
+    right, more, by_header = asked(
+        service_of(), ("POST", "/parrot", fits, json_type), ("POST", "/parrot", fits + b" ", json_type), ("POST", "/parrot", b"{}", told)
+    )
+    assert (right.status, more.status, by_header.status) == (200, 413, 413)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+def test_bodies_of_other_types_are_not_read(kind: str) -> None:
+    (answer,) = asked(service_of(), ("POST", "/parrot", b'{"prompt":"a"}', {"content-type": kind}))
+    assert (answer.status, answer.code()) == (415, "unsupported_media_type")
+
+
+def names() -> list[str]:
+    """400 names that would lead out of a folder, if one were made of them."""
+    heads = [
+        "",
+        "/",
+        "//",
+        "\\",
+        "\\\\host\\",
+        "C:\\",
+        "C:",
+        "file://",
+        "./",
+        "~/",
+        "\x00/",
+        "hf:",
+        "models/",
+        "/proc/self/",
+        "//?/C:/",
+        "%2f",
+    ]
+    middles = ["../", "..\\", "..%2f", "%2e%2e/", "....//", "..;/", "..\u2215", "a/../../", "..%c0%af"]
+    tails = ["etc/passwd", "environ", "keys.json"]
+    return [head + middle * 3 + tail for head, middle, tail in itertools.product(heads, middles, tails)][:400]
+
+
+def test_no_name_opens_a_file() -> None:
+    """P30: as a model, as a part of an address, as a header."""
+    service = service_of(guard=Guard(auth="none"))
+    app = App(service, offered())
+
+    async def tries() -> Counter[int]:
+        statuses: Counter[int] = Counter()
+        for name in names():
+            word = name.encode("ascii", "ignore").decode().replace("\x00", "")
+            for request in (
+                ("POST", "/models/load", {"model": name}),
+                ("POST", "/models/unload", {"model": name}),
+                ("POST", "/parrot", {"prompt": "a", "model": name}),
+                ("GET", f"/parrot/{name}"),
+                ("GET", f"/{name}"),
+                ("GET", "/models", None, {"x-conversation-id": word, "if-match": word}),
+            ):
+                statuses[(await ask(app, *request)).status] += 1
+        return statuses
+
+    with watched() as opened:
+        statuses = asyncio.run(tries())
+    assert len(names()) == 400
+    assert not opened, opened[:10]
+    assert statuses[500] == 0
+
+
+def test_the_watch_sees() -> None:
+    """The two tests above would see a file that is opened."""
+    with watched() as opened, open(__file__, "rb"):  # noqa: PTH123  the plainest way to open one
+        pass
+    assert [event for event, _ in opened] == ["open"]
+
+
+def test_the_description_describes_everything() -> None:
+    service = service_of()
+    (answer,) = asked(service, ("GET", "/openapi.json"))
+    told = answer.json()
+    references = set(re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', answer.body.decode()))
+    assert references <= set(told["components"]["schemas"])
+    assert {operation.path.replace(":path", "") for operation in service.operations} == set(told["paths"])
+    say = told["paths"]["/parrot"]["post"]
+    assert say["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Said"}
+    assert told["components"]["schemas"]["Said"]["additionalProperties"] is False
+    assert {"200", *map(str, ERRORS)} == set(say["responses"])
