@@ -72,21 +72,24 @@ function Curve({ title, points, fields, share }) {
   const plot = useRef(null);
   const data = [points.map((point) => point.at), ...fields.map((name) => points.map((point) => point[name]))];
   useEffect(() => {
+    const host = box.current;
+    if (!host) return undefined;
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
     const written = (value) => (value === null || value === undefined ? "–" : share ? percent(value) : number(value, 1));
-    const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+    const font = `12px ${getComputedStyle(document.body).fontFamily}`; // canvas knows no inheritance
+    const axis = { font, stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
     const options = {
-      width: box.current.clientWidth || 300,
+      width: host.clientWidth || 300,
       height: 180,
       cursor: { y: false },
       scales: { y: { range: (_, low, high) => [0, share ? 1 : Math.max(1, high * 1.1)] } },
       axes: [{ ...axis, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString(document.documentElement.lang, { timeStyle: "medium" })), space: 90 }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (share ? percent(tick) : number(tick, 1))) }],
       series: [{ label: t("engine.time"), value: (_, value) => (value ? new Date(value * 1000).toLocaleTimeString(document.documentElement.lang) : "–") }, ...fields.map((name, index) => ({ label: t(`engine.${name}`), stroke: colour(index ? "--second" : "--accent"), width: 2, value: (_, value) => written(value) }))],
     };
-    plot.current = new UPlot(options, data, box.current);
-    const watch = new ResizeObserver(() => plot.current.setSize({ width: box.current.clientWidth, height: 180 }));
-    watch.observe(box.current);
+    plot.current = new UPlot(options, data, host);
+    const watch = new ResizeObserver(() => plot.current.setSize({ width: host.clientWidth || 300, height: 180 }));
+    watch.observe(host);
     return () => (watch.disconnect(), plot.current.destroy());
   }, [title]);
   useEffect(() => plot.current?.setData(data), [points]);

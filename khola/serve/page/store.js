@@ -30,7 +30,10 @@ export async function refreshCatalogue() {
   set({ catalogue, model });
 }
 
-export async function refreshConversations(search = "") {
+let searched = "";
+
+export async function refreshConversations(search = searched) {
+  searched = search;
   set({ conversations: await get(`/page/conversations?search=${encodeURIComponent(search)}`) });
 }
 

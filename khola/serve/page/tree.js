@@ -48,11 +48,10 @@ function Picture({ cards, catalogue, labs, zoom, choose, family }) {
       ${nodes.map(({ card, x, y }) => {
         const licences = card.licences.map((id) => catalogue.licences[id]);
         const tone = licences.some((one) => one.commercial === "no") ? "bad" : licences.some((one) => one.commercial === "conditions") ? "mixed" : "good";
-        const label = `${card.title}, ${card.lab}, ${country(card.country)}, ${card.licences.join(", ")}`;
-        return html`<g class=${`node lab${labs.indexOf(card.lab) % COLOURS}${card.weights === "none" ? " closed" : ""}`} transform=${`translate(${x} ${y})`} tabindex="0" role="button" aria-label=${label} onClick=${() => choose(card.name)} onKeyDown=${(event) => press(event, card.name)}>
+        return html`<g class=${`node lab${labs.indexOf(card.lab) % COLOURS}${card.weights === "none" ? " closed" : ""}`} transform=${`translate(${x} ${y})`} tabindex="0" role="button" onClick=${() => choose(card.name)} onKeyDown=${(event) => press(event, card.name)}>
           <rect width=${WIDTH} height=${HEIGHT} rx="10" /><rect class="stripe" width="6" height=${HEIGHT} rx="3" />
-          <text x="18" y="23" class="name">${short(card.title, 31)}</text>
-          <text x="18" y="41">${short(`${card.lab} · ${country(card.country)}`, 40)}</text>
+          <text x="18" y="23" class="name">${`${short(card.title, 31)} `}</text>
+          <text x="18" y="41">${short(`${card.lab} · ${country(card.country)}`, 40)} </text>
           <text x="18" y="57" class=${tone}>${short([card.licences.join(" + "), card.parameters].filter(Boolean).join(" · "), 42)}</text>
         </g>`;
       })}

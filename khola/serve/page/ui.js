@@ -1,5 +1,5 @@
 // Small parts that every view uses: icons, buttons, sheets, notices.
-import { html, useEffect, useRef } from "./lib.js";
+import { html, useLayoutEffect, useRef } from "./lib.js";
 import { set, useStore } from "./store.js";
 import { t } from "./words.js";
 
@@ -40,7 +40,7 @@ export function IconButton({ icon, label, onClick, disabled, pressed }) {
 // A modal sheet: the browser keeps the focus inside and closes it with Escape.
 export function Sheet({ title, onClose, children, wide }) {
   const box = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const before = document.activeElement;
     box.current.showModal();
     return () => before?.isConnected && before.focus();
