@@ -60,7 +60,7 @@ export function Compare() {
 
 function Answer({ side }) {
   const message = { id: "", role: "assistant", model: side.name, ...side.whole, facts: { ...side.whole.facts, error: side.error } };
-  return html`<${Message} message=${message} siblings=${[]} live=${side.live} actions=${{ busy: true }} />`;
+  return html`<${Message} message=${message} siblings=${[]} live=${side.live} actions=${{}} />`;
 }
 
 function Table({ sides }) {
@@ -71,8 +71,8 @@ function Table({ sides }) {
     ["compare.total", (facts) => seconds(facts.total_s)],
     ["compare.speed", speed],
   ];
-  return html`<table class="figures"><caption class="unseen">${t("compare.figures")}</caption>
+  return html`<div class="scroll" tabindex="0" role="region" aria-label=${t("compare.figures")}><table class="figures">
     <thead><tr><td></td>${SIDES.map((side) => html`<th scope="col">${side.toUpperCase()} · ${sides[side].name}</th>`)}</tr></thead>
     <tbody>${rows.map(([key, told_of]) => html`<tr><th scope="row">${t(key)}</th>${SIDES.map((side) => html`<td>${told_of(sides[side].whole.facts)}</td>`)}</tr>`)}</tbody>
-  </table>`;
+  </table></div>`;
 }

@@ -77,7 +77,8 @@ function Curve({ title, points, fields, share }) {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
     const written = (value) => (value === null || value === undefined ? "–" : share ? percent(value) : number(value, 1));
-    const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+    const font = `12px ${getComputedStyle(document.body).fontFamily}`; // canvas knows no inheritance
+    const axis = { font, stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
     const options = {
       width: host.clientWidth || 300,
       height: 180,

@@ -23,7 +23,7 @@ export function Message({ message, speaker, siblings, live, actions, portrait })
       ${siblings.length > 1 && html`<${Branches} message=${message} siblings=${siblings} choose=${actions.show} />`}
       <${IconButton} icon="copy" label=${t("message.copy")} onClick=${() => navigator.clipboard.writeText(message.content)} />
       ${mine && html`<${IconButton} icon="edit" label=${t("message.edit")} onClick=${() => setEditing(true)} disabled=${actions.busy} />`}
-      ${!mine && !message.facts.greeting && html`<${IconButton} icon="again" label=${t("message.again")} onClick=${() => actions.again(message)} disabled=${actions.busy} />`}
+      ${!mine && actions.again && !message.facts.greeting && html`<${IconButton} icon="again" label=${t("message.again")} onClick=${() => actions.again(message)} disabled=${actions.busy} />`}
       ${!mine && html`<${Facts} facts=${message.facts} />`}
     </footer>`}
   </article>`;

@@ -102,6 +102,8 @@ function languages(codes) {
   return shown.join(", ") + (codes.length > shown.length ? " …" : "");
 }
 
+const speed = (count) => number(count, count < 10 ? 1 : 0);
+
 function Fit({ plan, failed }) {
   if (failed) return html`<p class="warn">${failed}</p>`;
   if (!plan) return html`<${Wait} text=${t("fit.looking")} />`;
@@ -113,7 +115,7 @@ function Fit({ plan, failed }) {
       <tbody>${plan.choices.map((choice) => html`<tr class=${choice.fits ? "" : "dim"}>
         <th scope="row">${choice.format} ${choice.fits ? html`<${Icon} name="check" /><span class="unseen">${t("fit.fits")}</span>` : ""}</th>
         <td>${bytes(choice.file_bytes)}</td><td>${bytes(choice.total_bytes)}</td><td>${choice.longest_context ? number(choice.longest_context) : "–"}</td>
-        <td>${choice.tokens_s[1] && choice.fits ? t("fit.tokens", { a: number(choice.tokens_s[0]), b: number(choice.tokens_s[1]) }) : "–"}</td><td>${choice.pull_s ? seconds(choice.pull_s) : "–"}</td>
+        <td>${choice.tokens_s[1] && choice.fits ? t("fit.tokens", { a: speed(choice.tokens_s[0]), b: speed(choice.tokens_s[1]) }) : "–"}</td><td>${choice.pull_s ? seconds(choice.pull_s) : "–"}</td>
       </tr>`)}</tbody>
     </table></div>
     ${plan.relatives.length > 0 && html`<p>${t("fit.smaller", { names: plan.relatives.join(", ") })}</p>`}

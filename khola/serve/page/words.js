@@ -50,7 +50,7 @@ export function bytes(count) {
 }
 
 export function seconds(count) {
-  if (count < 60) return t("unit.s", { n: number(count, count < 10 ? 1 : 0) });
+  if (count < 60) return t("unit.s", { n: number(count, count < 1 ? 2 : count < 10 ? 1 : 0) });
   return count < 3600 ? t("unit.min", { n: number(count / 60, 0) }) : t("unit.h", { n: number(count / 3600, 1) });
 }
 

@@ -174,7 +174,7 @@ def test_a_broken_line_is_picked_up_again(opened: Opened) -> None:
     page = opened()
     page.evaluate(BREAK_ONCE)
     say(page, "slow line")
-    page.get_by_text("Reconnecting").wait_for()
+    page.wait_for_function("() => window.reconnecting")
     page.get_by_text("word30 ").wait_for()
     text = page.locator(ANSWERS).last.locator(".text").inner_text()
     words = re.findall(r"word(\d+)", text)
@@ -182,6 +182,8 @@ def test_a_broken_line_is_picked_up_again(opened: Opened) -> None:
 
 
 BREAK_ONCE = """() => {
+  const look = () => { window.reconnecting ||= document.body.innerText.includes('Reconnecting'); };
+  new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
   const real = window.fetch;
   let broken = false;
   window.fetch = async (address, options) => {
