@@ -34,6 +34,8 @@ KHOLA_BYTES = 150_000_000
 """Python, the libraries and the tokenizer."""
 BANDWIDTH_SHARE = (0.3, 0.9)
 """Of the measured bandwidth, what decoding reaches: from small models, where calls cost more than reading, to large ones."""
+PRECISE_SHARE = (0.1, 0.9)
+"""The same where nothing is rounded: from matrices of 4 bits, which have to be unpacked to float32, to those of 16."""
 PULL_BYTES_S = 10_000_000
 """Assumed speed of fetching."""
 WEIGHT_BYTES = {"numpy": 4, "torch": 4}
@@ -251,11 +253,12 @@ def _checked_context(asked: int, subject: _Subject) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
-    """Bytes that do not depend on the format of the weights."""
+    """What does not depend on the format of the weights: bytes, and the part of the bandwidth that decoding reaches."""
 
     cache_token: int
     work: int
     available: int
+    bandwidth_share: tuple[float, float]
 
 
 def _cost(sizes: Sizes, tokens: int, machine: Machine, interpreter: str, cache: str) -> _Cost:
@@ -265,6 +268,7 @@ def _cost(sizes: Sizes, tokens: int, machine: Machine, interpreter: str, cache: 
         cache_token=math.ceil(number * sizes.cache_per_token),
         work=activations + 4 * LOGIT_ROWS * sizes.vocabulary + 4 * sizes.state * slots_for(1) + KHOLA_BYTES,
         available=machine.available_bytes,
+        bandwidth_share=PRECISE_SHARE if cache == "float32" else BANDWIDTH_SHARE,
     )
 
 
@@ -327,7 +331,7 @@ def _choice(known: _Format, subject: _Subject, tokens: int, cost: _Cost, machine
         packed_bytes=packed,
         fits_packed=packed <= cost.available,
         fits_disk=known.here or known.bytes <= machine.disk_free_bytes,
-        tokens_s=(machine.read_bytes_s * BANDWIDTH_SHARE[0] / read, machine.read_bytes_s * BANDWIDTH_SHARE[1] / read),
+        tokens_s=(machine.read_bytes_s * cost.bandwidth_share[0] / read, machine.read_bytes_s * cost.bandwidth_share[1] / read),
         pull_s=0.0 if known.here else known.bytes / PULL_BYTES_S,
     )
 

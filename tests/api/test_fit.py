@@ -108,6 +108,7 @@ def test_a_precise_cache_is_counted_in_32_bits(settings: Settings) -> None:
     plan = plan_of("qwen2.5-0.5b", settings, interpreter="native", context=2048, precise=True)
     assert plan.cache_bytes == 2 * plan.cache_bytes_16 == 2048 * 24_576
     assert plan.choices[0].total_bytes - plan.choices[0].packed_bytes == plan.cache_bytes_16
+    assert plan.choices[0].tokens_s[0] < plan_of("qwen2.5-0.5b", settings, interpreter="native", context=2048).choices[0].tokens_s[0] / 2
     assert plan_of("moonlight-16b-a3b", settings, interpreter="native", precise=True).cache_bytes
     with pytest.raises(UnknownOption, match="precise"):
         plan_of("qwen2.5-0.5b", settings, interpreter="numpy", precise=True)

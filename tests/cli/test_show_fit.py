@@ -217,3 +217,14 @@ def test_a_model_without_weights_is_shown_and_fits_nowhere(khola_says: Command) 
 def test_latents_have_no_cache_of_8_bits(khola_says: Command) -> None:
     refused = khola_says("fit", "moonlight-16b-a3b", "--interpreter", "native", "--cache", "int8")
     assert refused.code != 0 and "latents are kept in bfloat16" in refused.err
+
+
+def test_precise_numbers_are_for_the_native_interpreter_alone(khola_says: Command) -> None:
+    refused = khola_says("fit", "qwen2.5-0.5b", "--interpreter", "numpy", "--precise")
+    assert refused.code == 2 and "the numpy interpreter rounds nothing" in refused.err
+    refused = khola_says("fit", "qwen2.5-0.5b", "--precise", "--cache", "int8")
+    assert refused.code == 2 and "precise keeps keys and values in float32, not in int8" in refused.err
+    plain, precise = (
+        json.loads(khola_says("fit", "qwen2.5-0.5b", "--json", "--interpreter", "native", *more).out) for more in ((), ("--precise",))
+    )
+    assert precise["cache_bytes"] / precise["context"] == 2 * plain["cache_bytes"] / plain["context"]

@@ -165,6 +165,12 @@ def test_another_reference_lies_apart(tmp_path: Path) -> None:
     assert (ours.figures["kl"].median or 0) > 0.01
 
 
+def test_precise_numbers_are_named_and_asked_for(tmp_path: Path) -> None:
+    ours = Khola(model="m", interpreter="native", start_context=64, precise=True)
+    assert ours.version.endswith("(native, precise)")
+    assert "--precise" in ours._start_command(task("start", tmp_path))
+
+
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny")

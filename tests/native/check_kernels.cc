@@ -18,6 +18,7 @@
 
 #include "kernels.h"
 #include "layout.h"
+#include "precise.h"
 
 namespace {
 
@@ -29,6 +30,8 @@ using kh::Operand;
 
 constexpr double kFloat32 = 1e-12;   // squared error over squared size: two orders of adding up the same products
 constexpr double kBfloat16 = 2e-5;   // inputs that one side rounds and the other does not
+
+constexpr double kWeights = 3e-4;    // weights that one side rounds, and what gates make of them
 
 bool fault = false;
 int checks = 0;
@@ -135,9 +138,9 @@ struct Product {
 
 enum Ending { kPlain, kAdded, kGated, kMaxima };
 
-Product product(const Kernels& kernels, const Matrix& m, float* x, int x_stride, int rows, Ending ending, const Norm& norm, Buffer<float>& carried) {
+Product product(const Kernels& kernels, const Matrix& m, float* x, int x_stride, int rows, Ending ending, const Norm& norm, Buffer<float>& carried,
+                bool few) {
   const kh_weight& w = m.weight;
-  const bool few = rows <= kh::kFewRows;
   const size_t padded = (static_cast<size_t>(rows) + 15) / 16 * 16;
   Buffer<int8_t> q(padded * w.k_pad);
   Buffer<float> scale(padded * w.k_pad / kh::kGroup);
@@ -146,6 +149,8 @@ Product product(const Kernels& kernels, const Matrix& m, float* x, int x_stride,
   Operand operand;
   operand.rows = rows, operand.k_pad = w.k_pad, operand.q = q.data(), operand.scale = scale.data(), operand.sum = sum.data();
   operand.rows16 = rows16.data(), operand.tiles = tiles.data();
+  Buffer<float> plain(padded * w.k_pad);
+  operand.plain = plain.data();
   // In two parts, as two threads would.
   const int middle = w.k_pad / 128 * 64;
   for (const kh::Part& part : {kh::Part{0, rows, middle, w.k_pad}, kh::Part{0, rows, 0, middle}})
@@ -179,20 +184,23 @@ void check_products(const Kernels& kernels, const Kernels& plain, int bits, int 
     for (Ending ending : {kPlain, kAdded, kGated, kMaxima}) {
       // Norms add up in different orders, so that a code may be rounded the other way: only plain inputs must agree closely.
       const Norm norm = ending == kAdded && rows > 16 ? Norm{weight.data(), 1e-5f, 1.0f} : Norm{};
-      const std::string what = m.name + " x " + std::to_string(rows) + " rows, ending " + std::to_string(ending);
-      const Product wanted = product(plain, m, x.data(), x_stride, rows, ending, norm, carried);
+      // Precise kernels know no few rows; the plain ones round weights, where there are many.
+      const bool few = rows <= kh::kFewRows && !kernels.precise, rounds = kernels.precise && bits != 16;
+      const double limit = rounds ? kWeights : norm.weight ? kBfloat16 : kFloat32 * 100;
+      const std::string what = (kernels.precise ? "precise " : "") + m.name + " x " + std::to_string(rows) + " rows, ending " + std::to_string(ending);
+      const Product wanted = product(plain, m, x.data(), x_stride, rows, ending, norm, carried, few);
       const bool spoils = fault && bits == 5;
       if (spoils) kh::scales_of(m.data.data(), m.weight)[3] ^= 0x0400;
-      Product found = product(kernels, m, x.data(), x_stride, rows, ending, norm, carried);
+      Product found = product(kernels, m, x.data(), x_stride, rows, ending, norm, carried, few);
       if (spoils) kh::scales_of(m.data.data(), m.weight)[3] ^= 0x0400;
       const int width = ending == kGated ? n / 2 : n;
       Product& w = const_cast<Product&>(wanted);
-      near(kernels, what, found.out.data(), w.out.data(), rows, width, stride, norm.weight ? kBfloat16 : kFloat32 * 100);
+      near(kernels, what, found.out.data(), w.out.data(), rows, width, stride, limit);
       untouched(kernels, what, found.out, rows, width, stride);
-      if (ending == kMaxima) near(kernels, what + ", maxima", found.greatest.data(), w.greatest.data(), rows, (n + 31) / 32, (n + 31) / 32, kFloat32 * 100);
+      if (ending == kMaxima) near(kernels, what + ", maxima", found.greatest.data(), w.greatest.data(), rows, (n + 31) / 32, (n + 31) / 32, limit);
       // A row alone has the bits that it has in company of its kind.
-      if (ending == kPlain && (rows <= 16)) {
-        Product alone = product(kernels, m, x.data() + static_cast<size_t>(rows - 1) * x_stride, x_stride, 1, ending, norm, carried);
+      if (ending == kPlain && (rows <= 16 || kernels.precise)) {
+        Product alone = product(kernels, m, x.data() + static_cast<size_t>(rows - 1) * x_stride, x_stride, 1, ending, norm, carried, few);
         same(kernels, what + ", alone", alone.out.data(), found.out.data() + static_cast<size_t>(rows - 1) * stride, sizeof(float) * n);
       }
     }
@@ -232,9 +240,10 @@ void check_strange(const Kernels& kernels) {
   for (float value : strange)
     for (int rows : {2, 18}) {
       Buffer<float> x = numbers(static_cast<size_t>(rows) * 64);
-      Product good = product(kernels, m, x.data(), 64, rows, kPlain, Norm{}, none);
+      const bool few = rows <= kh::kFewRows && !kernels.precise;
+      Product good = product(kernels, m, x.data(), 64, rows, kPlain, Norm{}, none, few);
       for (int i = 0; i < 32; ++i) x[64 + i] = value;
-      Product found = product(kernels, m, x.data(), 64, rows, kPlain, Norm{}, none);
+      Product found = product(kernels, m, x.data(), 64, rows, kPlain, Norm{}, none, few);
       same(kernels, "the row before a strange one", found.out.data(), good.out.data(), sizeof(float) * 40);
       for (int i = 0; i < 40; ++i)
         if (std::isfinite(value) ? std::fabs(value) < 1 && !std::isfinite(found.out[49 + i]) : std::isfinite(found.out[49 + i]))
@@ -255,7 +264,7 @@ struct Planes {
   std::vector<int32_t> pages;
 
   Planes(const Kernels& kernels, const Context& c, Buffer<float>& k, Buffer<float>& v) : keys(0), values(0) {
-    planes.heads = c.heads, planes.key_size = c.key_size, planes.value_size = c.value_size, planes.coded = c.coded;
+    planes.heads = c.heads, planes.key_size = c.key_size, planes.value_size = c.value_size, planes.coded = c.coded, planes.plain = kernels.precise;
     const int tokens = c.position + c.rows, count = (tokens + KH_PAGE - 1) / KH_PAGE;
     keys = Buffer<uint8_t>(planes.key_page() * (count + 1)), values = Buffer<uint8_t>(planes.value_page() * (count + 1));
     planes.keys = keys.data(), planes.values = values.data();
@@ -324,6 +333,7 @@ void check(const Kernels& kernels, const Kernels& plain) {
   for (const Context& c : {Context{1, 1, 64, 64, 0, 1, 0}, Context{2, 3, 64, 64, 0, 45, 0}, Context{1, 7, 80, 80, 300, 1, 0}, Context{2, 2, 20, 36, 130, 5, 0},
                            Context{1, 4, 64, 64, 290, 3, 40}, Context{1, 40, 32, 32, 5, 2, 0}, Context{1, 1, 128, 96, 255, 33, 128}})
     for (bool coded : {false, true}) {
+      if (coded && kernels.precise) continue;
       Context kept = c;
       kept.coded = coded;
       check_attention(kernels, plain, kept);
@@ -339,6 +349,7 @@ int main(int count, char** words) {
     if (kh_choose(name) != KH_OK) continue;
     checks = 0;
     check(*kh::chosen(), *plain);
+    check(kh::precise_kernels(*kh::chosen()), *plain);
     std::printf("%s: %d checks\n", name, checks);
     std::fflush(stdout);
   }

@@ -40,9 +40,9 @@ inline Lane where(const Ints& which, const Lane& a, const Lane& b) {
   return reinterpret_cast<Lane>((which & reinterpret_cast<Ints>(a)) | (~which & reinterpret_cast<Ints>(b)));
 }
 
-constexpr int kBlockRows = 16;      // rows of an operand that lie together
-constexpr int kRowsAtOnce = 256;    // rows that one unpacking of a tile serves
-constexpr int kPanel = kDeep * kStrip;  // numbers of a strip pair's tiles of the same inputs
+constexpr int kBlockRows = 16;                // rows of an operand that lie together
+constexpr int kRowsAtOnce = 256;              // rows that one unpacking of a tile serves
+constexpr int kPanelFloats = kDeep * kStrip;  // numbers of a strip pair's tiles of the same inputs
 
 // out ← x · panel, or out ← out + x · panel; `panel` is [steps][32], rows of x and out lie apart as told. One sum an output, in order.
 template <int Rows>
@@ -217,7 +217,7 @@ inline void finish_gated(const Epilogue& end, const float* sums, int row0, int r
 void many(const kh_weight& w, const Operand& a, int pair0, int pair1, const Epilogue& end, Scratch& scratch) {
   const Unpack unpack = unpack_for(w);
   const int deep = w.k_pad / kDeep;
-  float *panel = reinterpret_cast<float*>(scratch.data), *sums = panel + kPanel;
+  float *panel = reinterpret_cast<float*>(scratch.data), *sums = panel + kPanelFloats;
   for (int pair = pair0; pair < pair1; ++pair)
     for (int row0 = 0; row0 < a.rows; row0 += kRowsAtOnce) {
       const int count = std::min(kRowsAtOnce, a.rows - row0);
@@ -231,7 +231,7 @@ void many(const kh_weight& w, const Operand& a, int pair0, int pair1, const Epil
     }
 }
 
-size_t many_scratch(int, int rows) { return sizeof(float) * (kPanel + static_cast<size_t>(std::min(rows, kRowsAtOnce)) * kStrip); }
+size_t many_scratch(int, int rows) { return sizeof(float) * (kPanelFloats + static_cast<size_t>(std::min(rows, kRowsAtOnce)) * kStrip); }
 
 }  // namespace
 }  // namespace kh
