@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
 
 from khola.api.bench import FULL, QUICK, Reading
 from khola.cli.bench import FIGURE_WORDS, GROUP_NAMES, GROUP_WORDS, PEER_NAMES, REASONS
@@ -16,6 +15,7 @@ from khola.evals.bench.figures import GROUPS, figure, names_of
 from khola.evals.bench.report import Entry, Missing, Report
 from khola.evals.bench.run import REFERENCE, Asked
 from khola.evals.peers.known import PEERS
+from tests.cli.command import Command
 
 MODEL = "smollm2-135m-instruct"
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Command
 
 from khola.store.gguf import read_gguf
 from tests.api.small_models import folder_model
+from tests.cli.command import Command
 
 
 @pytest.fixture
