@@ -75,7 +75,7 @@ def body_of(operation: Operation) -> tuple[bytes | None, dict[str, str]]:
         "evil.com#127.0.0.1",
         "127.0.0.1:11500.", "127.0.0.2:11500", "0.0.0.0:11500", "[::]:11500", "127.1:11500", "2130706433:11500", "127.0.0.1 :11500",
         "[::1:11500",
-        "localhost:011500", "localhost:11500/x", "localhost,evil.com", "127.0.0.1:11500:11500", "LOCALHOST.:11500",
+        "localhost:011500", "localhost:11500/x", "localhost,evil.com", "127.0.0.1:11500:11500", "LOCALHOST.:11500", "localhost",
     ],
 )  # fmt: skip
 def test_hosts_that_the_server_is_not(host: str) -> None:
@@ -84,7 +84,7 @@ def test_hosts_that_the_server_is_not(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1:11500", "localhost:11500", "LocalHost:11500", "[::1]:11500", "box.lan:11500", "ai.example:443"]
+    "host", ["127.0.0.1:11500", "localhost:11500", "LocalHost:11500", "[::1]:11500", "box.lan:11500", "box.lan", "ai.example:443"]
 )
 def test_hosts_that_the_server_is(host: str) -> None:
     guard = Guard(port=11500, hosts=("box.lan", "ai.example:443"))

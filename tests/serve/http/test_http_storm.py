@@ -37,7 +37,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def stream(port: int, script: str, dice: random.Random) -> str:
+async def stream(port: int, script: str, dice: random.Random, stall_s: float = 1.0) -> str:
     """One client that behaves as its script says; what it saw."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
     try:
@@ -55,7 +55,7 @@ async def stream(port: int, script: str, dice: random.Random) -> str:
                 writer.transport.abort()
             return script
         if script == "stall":
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(stall_s)
             return script
         seen = b""
         while b"\r\n0\r\n\r\n" not in seen and (part := await reader.read(65536)):
@@ -79,6 +79,7 @@ def scripts(count: int, dice: random.Random) -> list[str]:
 def storm(count: int, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds of clients; after each, nothing is held any more."""
     echo, dice = Echo(delay_s=0.001), random.Random(1)
+    stall_s = 1.0 + count / 50  # what stalls is large, and one thread makes it for all of them
     service = service_of(backend=echo, limits=Limits(queue=2 * count, connections=4 * count, reader_s=0.5))
 
     async def client(port: int) -> None:
@@ -87,7 +88,7 @@ def storm(count: int, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
         files, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())  # noqa: PTH208  links that may be gone
         for _ in range(rounds):
             wanted = scripts(count, dice)
-            seen = await asyncio.gather(*(stream(port, script, dice) for script in wanted))
+            seen = await asyncio.gather(*(stream(port, script, dice, stall_s) for script in wanted))
             assert seen.count("whole") >= wanted.count("finish"), "whoever reads to the end gets the end"
             assert "broken" not in [saw for saw, script in zip(seen, wanted, strict=True) if script == "finish"]
             end = time.monotonic() + 2.0
