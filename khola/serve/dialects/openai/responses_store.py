@@ -19,6 +19,8 @@ import msgspec
 from khola.errors import AskedWrong, NotFound
 
 T = TypeVar("T")
+UNDONE = ("queued", "in_progress")
+"""States of a response that is being made."""
 KEPT_S = 30 * 86_400
 """How long a response is kept, as OpenAI keeps it."""
 WAIT_S = 5.0
@@ -98,7 +100,7 @@ class ResponseStore:
             while at is not None:
                 at, items, body = _row(db, owner, at, "previous_response_id")
                 said.append([*items, *body["output"]])
-                if body["status"] in ("queued", "in_progress") or len(said) > limit:
+                if body["status"] in UNDONE or len(said) > limit:
                     raise AskedWrong("{param} is still being made, or follows too many others", param="previous_response_id")
             return [item for one in reversed(said) for item in one]
 
