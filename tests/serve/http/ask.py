@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from khola.settings import Settings
 
 JSON = {"content-type": "application/json"}
 LOCAL = ("127.0.0.1", 50_000)
+HOMES = tempfile.TemporaryDirectory(prefix="khola-serve-")  # goes with the interpreter
 
 
 class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,9 +117,10 @@ def offered() -> list[Dialect]:
 
 
 def service_of(**options: Any) -> Service:
-    """A service that echoes."""
+    """A service that echoes, in a home of its own."""
     options.setdefault("backend", Echo())
-    return Service(settings=Settings(home=Path("none"), user_home=Path("none")), **options)
+    home = Path(tempfile.mkdtemp(dir=HOMES.name))
+    return Service(settings=Settings(home=home, user_home=home, offline=True), **options)
 
 
 @dataclass
