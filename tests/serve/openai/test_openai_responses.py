@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -202,6 +203,19 @@ def test_a_response_in_the_background(tmp_path: Path) -> None:
     one, two, stopped, done = asyncio.run(run())
     assert one["status"] == two["status"] == "queued" and stopped["status"] == "cancelled" and stopped["id"] == two["id"]
     assert done["status"] == "completed" and done["output"][0]["content"][0]["text"] == "a b"
+
+
+def test_what_was_being_made_when_the_server_ended_has_failed(tmp_path: Path) -> None:
+    client = Client(home=tmp_path)
+    client.backend._delay_s = 0.05
+    number = client.post(MAKE, model="m", input="a " * 100, background=True)["id"]  # its event loop ends with the request
+    with closing(sqlite3.connect(tmp_path / "responses.sqlite")) as db:
+        (body,) = db.execute("SELECT body FROM responses").fetchone()
+        undone = {**json.loads(body), "status": "queued"}
+        db.execute("UPDATE responses SET body = ?", (json.dumps(undone),))
+        db.commit()
+    told = Client(home=tmp_path).ask("GET", f"{MAKE}/{number}").json()
+    assert (told["status"], told["error"]["code"]) == ("failed", "server_error")
 
 
 def test_only_background_responses_are_cancelled(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -11,13 +10,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from khola.errors import AskedWrong, KholaError, OurFault, TooMany, UnknownOption
+from khola.errors import AskedWrong, Busy, KholaError, OurFault, TooMany, UnknownOption
+from khola.serve import refusal
 from khola.serve.backend import ChatJob, Piece
 from khola.serve.body import json_response, read_json
 from khola.serve.dialects.openai.answers import merged, running
 from khola.serve.dialects.openai.responses import Response
 from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of, page_of, with_ids
-from khola.serve.dialects.openai.responses_store import ResponseStore
+from khola.serve.dialects.openai.responses_store import UNDONE, ResponseStore
 from khola.serve.dialects.openai.routes import headed, named_schema, only_model, told
 from khola.serve.operation import Handler, Method, Operation, caller, request_id
 from khola.serve.service import Service
@@ -25,7 +25,6 @@ from khola.serve.sse import Event, event_response
 
 FILE = "responses.sqlite"
 PATH = "/v1/responses/{number}"
-_log = logging.getLogger("khola.serve")
 
 
 class ResponsesRoutes:
@@ -82,7 +81,8 @@ class ResponsesRoutes:
         """`GET /v1/responses/{id}`."""
         if request.query_params.get("stream", "false") not in ("false", "0", ""):
             raise UnknownOption("{param} is not supported here", hint="leave it out", param="stream")
-        return json_response(self._service, await self._store.get(caller(request).name, request.path_params["number"]))
+        body = await self._store.get(caller(request).name, request.path_params["number"])
+        return json_response(self._service, self._now(body))
 
     async def items(self, request: Request) -> ASGIApp:
         """`GET /v1/responses/{id}/input_items`."""
@@ -103,7 +103,7 @@ class ResponsesRoutes:
         body = await self._store.get(owner, number)
         if not body["background"]:
             raise AskedWrong("only a response that is made in the background can be cancelled", param="response_id")
-        return json_response(self._service, body)
+        return json_response(self._service, self._now(body))
 
     async def _asked(self, request: Request) -> tuple[Asked, ChatJob, str]:
         """What was asked, with all that stands before it."""
@@ -154,24 +154,36 @@ class ResponsesRoutes:
 
         async def make() -> None:
             try:
-                async with self._service.deadlines.until(until), aclosing(self._pieces(found, job, model)) as pieces:
-                    async for piece in pieces:
-                        response.push(piece)
-            except KholaError as error:
-                response.fail(error, number)
-            except asyncio.CancelledError:
-                response.cancel()
-            except Exception as wrong:
-                _log.exception("request %s", number)
-                response.fail(OurFault("{kind}: {what}", kind=type(wrong).__name__, what=str(wrong)), number)
+                await self._make(found, job, model, response, number, until)
+                await self._keep(owner, found, response)
             finally:
                 self._behind.pop(response.id, None)
-            await self._keep(owner, found, response)
 
         self._behind[response.id] = owner, asyncio.create_task(make())
         body = response.body()
         await asyncio.sleep(0)  # a task that is cancelled before its first step never writes down that it was
         return body
+
+    async def _make(self, found: Asked, job: ChatJob, model: str, response: Response, number: str, until: float) -> None:
+        """Make a response that nobody waits for; whatever happens is written into it."""
+        try:
+            async with self._service.deadlines.until(until), aclosing(self._pieces(found, job, model)) as pieces:
+                async for piece in pieces:
+                    response.push(piece)
+        except KholaError as error:
+            response.fail(error, number)
+        except asyncio.CancelledError:
+            response.cancel()
+        except Exception as wrong:
+            self._service.log.failure("response failed", wrong, id=number)
+            response.fail(OurFault("{kind}: {what}", kind=type(wrong).__name__, what=str(wrong)), number)
+
+    def _now(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A response that is kept; one that was being made when the server ended has failed."""
+        if body["status"] not in UNDONE or body["id"] in self._behind:
+            return body
+        lost = Busy("the server stopped before the answer was complete")
+        return {**body, "status": "failed", "error": {"code": "server_error", "message": refusal.message_of(lost)}}
 
     async def _stop(self, owner: str, number: str) -> None:
         """Stop a response that is made in the background, and wait until that is written down."""

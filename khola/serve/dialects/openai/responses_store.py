@@ -19,6 +19,10 @@ import msgspec
 from khola.errors import AskedWrong, NotFound
 
 T = TypeVar("T")
+PARAM = "response_id"
+"""Names the id in errors."""
+UNDONE = ("queued", "in_progress")
+"""States of a response that is being made."""
 KEPT_S = 30 * 86_400
 """How long a response is kept, as OpenAI keeps it."""
 WAIT_S = 5.0
@@ -48,7 +52,7 @@ class ResponseStore:
         encode = msgspec.json.encode
         row = (body["id"], owner, body["created_at"], body["previous_response_id"], encode(list(items)), encode(body))
         await asyncio.to_thread(self._make)
-        await self._run(lambda db: db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row))
+        await self._run(lambda db: db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row), body["id"])
 
     async def get(self, owner: str, number: str) -> dict[str, Any]:
         """A response.
@@ -56,7 +60,7 @@ class ResponseStore:
         Raises:
             NotFound: there is none of this id, or it is somebody else's.
         """
-        _, _, body = await self._run(lambda db: _row(db, owner, number, "response_id"))
+        _, _, body = await self._run(lambda db: _row(db, owner, number, PARAM), number)
         return body
 
     async def items(self, owner: str, number: str) -> list[dict[str, Any]]:
@@ -65,7 +69,7 @@ class ResponseStore:
         Raises:
             NotFound: there is none of this id, or it is somebody else's.
         """
-        _, items, _ = await self._run(lambda db: _row(db, owner, number, "response_id"))
+        _, items, _ = await self._run(lambda db: _row(db, owner, number, PARAM), number)
         return items
 
     async def delete(self, owner: str, number: str) -> None:
@@ -76,10 +80,10 @@ class ResponseStore:
         """
 
         def forget(db: sqlite3.Connection) -> None:
-            _row(db, owner, number, "response_id")
+            _row(db, owner, number, PARAM)
             db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (number, owner))
 
-        await self._run(forget)
+        await self._run(forget, number)
 
     async def before(self, owner: str, number: str | None, limit: int) -> list[dict[str, Any]]:
         """Everything that was said up to the end of a response, oldest first.
@@ -98,18 +102,18 @@ class ResponseStore:
             while at is not None:
                 at, items, body = _row(db, owner, at, "previous_response_id")
                 said.append([*items, *body["output"]])
-                if body["status"] in ("queued", "in_progress") or len(said) > limit:
+                if body["status"] in UNDONE or len(said) > limit:
                     raise AskedWrong("{param} is still being made, or follows too many others", param="previous_response_id")
             return [item for one in reversed(said) for item in one]
 
-        return [] if number is None else await self._run(follow)
+        return [] if number is None else await self._run(follow, number, "previous_response_id")
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, work: Callable[[sqlite3.Connection], T], number: str, param: str = PARAM) -> T:
         def run() -> T:
             with self._lock:
-                source = str(self._file) if self._file.exists() else ":memory:"
-                with closing(sqlite3.connect(source, timeout=WAIT_S)) as db, db:
-                    db.execute(_TABLE)
+                if not self._file.exists():
+                    raise _missing(number, param)
+                with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as db, db:
                     return work(db)
 
         return await asyncio.to_thread(run)
@@ -132,6 +136,11 @@ def _row(db: sqlite3.Connection, owner: str, number: str, param: str) -> tuple[s
     """What a response follows, its items, and itself."""
     found = db.execute("SELECT previous, items, body FROM responses WHERE id = ? AND owner = ?", (number, owner)).fetchone()
     if found is None:
-        raise NotFound("there is no response {number}", number=number[:128], param=param)
+        raise _missing(number, param)
     previous, items, body = found
     return previous, msgspec.json.decode(items), msgspec.json.decode(body)
+
+
+def _missing(number: str, param: str) -> NotFound:
+    """Of a response that nobody knows, or that is somebody else's: nothing tells which."""
+    return NotFound("there is no response {number}", number=number[:128], param=param)
