@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Annotated, Any
 
 import msgspec
@@ -25,6 +28,10 @@ from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
 from khola.serve.sse import Event, Events, event_response
 from khola.settings import Settings
+
+HOME = Path(mkdtemp(prefix="khola-"))
+"""Where servers of these tests keep what they keep."""
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 JSON = {"content-type": "application/json"}
 LOCAL = ("127.0.0.1", 50_000)
@@ -117,7 +124,7 @@ def offered() -> list[Dialect]:
 def service_of(**options: Any) -> Service:
     """A service that echoes."""
     options.setdefault("backend", Echo())
-    return Service(settings=Settings(home=Path("none"), user_home=Path("none")), **options)
+    return Service(settings=Settings(home=HOME, user_home=HOME), **options)
 
 
 @dataclass
