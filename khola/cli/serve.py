@@ -78,15 +78,17 @@ def serve(
     talk = o.talk_of(json=json, quiet=quiet, lang=lang)
     limits = Limits(deadline_s=deadline, drain_s=drain)
     guard = _guard(host, key_file, no_auth, cors_origin or [], allow_host or [], limits, talk)
+    _harden()
     written = _log(log, talk)
     options = {"context": context, "cache": cache}
+    offered = models or (["echo"] if engine == "echo" else [])
 
     async def run() -> None:
-        backend = _backend(engine, models or [], talk, idle_s=60 * idle, memory_gb=memory, options=options)
+        backend = _backend(engine, offered, talk, idle_s=60 * idle, memory_gb=memory, options=options)
         sockets = listen(host, port)
         guard.listens_on(sockets[0].getsockname()[1])
         service = Service(backend=backend, settings=talk.settings, limits=limits, guard=guard, log=written, raw_utf8=raw_utf8)
-        await serve(service, sockets, ready=lambda _: _announce(host, guard, limits, engine, models or [], talk))
+        await serve(service, sockets, ready=lambda _: _announce(host, guard, limits, engine, offered, talk))
 
     asyncio.run(run())
 
@@ -145,7 +147,7 @@ def _backend(
     if engine == "echo":
         from khola.serve.echo import Echo
 
-        return Echo(offered=models or ["echo"])
+        return Echo(offered=models)
     from khola.serve.engines import Engines
 
     return Engines(
@@ -156,6 +158,15 @@ def _backend(
         options={name: value for name, value in options.items() if value is not None},
         tell=talk.say,
     )
+
+
+def _harden() -> None:
+    """Files of this process, and of those that it starts, are their owner's; none of them leaves its memory behind when it crashes."""
+    os.umask(0o077)
+    if os.name == "posix":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _log(path: Path | None, talk: Talk) -> Log:

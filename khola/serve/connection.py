@@ -14,13 +14,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from khola.serve.limits import Limits
 
+PART = 16 << 10
+"""Bytes that are read at once: so many chunks of one byte are taken apart in some milliseconds, and then others have their turn."""
 
-def connections(limits: Limits) -> Callable[..., asyncio.Protocol]:
+
+def connections(limits: Limits) -> Callable[..., asyncio.BufferedProtocol]:
     """What makes a connection for uvicorn, with one count for all of them."""
     return partial(Connection, limits, set())
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Hands everything on to uvicorn's protocol, and hangs up on whoever is too slow.
 
     Args:
@@ -34,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._others = others
         self._http = H11Protocol(**uvicorns)
         self._timer: asyncio.TimerHandle | None = None
+        self._part = bytearray(PART)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or hang up where there are too many."""
@@ -45,9 +49,13 @@ class Connection(asyncio.Protocol):
             return
         self._wait_for_headers()
 
-    def data_received(self, data: bytes) -> None:
-        """Hand data on; where they are not whole headers yet, time runs on."""
-        self._http.data_received(data)
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where the next bytes go."""
+        return self._part
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand bytes on; where they are not whole headers yet, time runs on."""
+        self._http.data_received(bytes(self._part[:nbytes]))
         if self._http.cycle is not None and not self._http.cycle.response_complete:
             self._stop_waiting()
         elif self._timer is None:

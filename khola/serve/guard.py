@@ -87,9 +87,10 @@ class Guard:
     def listens_on(self, port: int) -> None:
         """Take the port that a socket got."""
         self.port = port
-        names = [*_LOOPBACK, *(host.lower() for host in self.hosts)]
-        self._hosts = frozenset(name if _has_port(name) or not self.port else f"{name}:{self.port}" for name in names)
-        self._bare = frozenset(name for name in names if not _has_port(name))
+        given = [host.lower() for host in self.hosts]
+        self._bare = frozenset(name for name in (*_LOOPBACK, *given) if not _has_port(name))
+        # A proxy before the server may hand on the name alone; on the loopback only a browser at port 80 would leave the port out.
+        self._hosts = frozenset([*given, *(f"{name}:{port}" for name in self._bare), *(_LOOPBACK if port == 80 else ())])
 
     def headers(self, raw: list[tuple[bytes, bytes]], raw_path: bytes) -> Headers:
         """Read the headers that decide.
@@ -135,7 +136,7 @@ class Guard:
         """
         shape = _HOST.fullmatch(headers.host)
         known = shape is not None and (headers.host in self._hosts if self.port else shape["name"] in self._bare)
-        if not known and not (self.port == 80 and headers.host in self._bare):
+        if not known:
             raise Misdirected(
                 "this server is not {host}",
                 hint="start it with --allow-host and that name, if it is reached by it",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
-import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Annotated, Any
 
 import msgspec
@@ -29,12 +27,9 @@ from khola.serve.service import Service
 from khola.serve.sse import Event, Events, event_response
 from khola.settings import Settings
 
-HOME = Path(mkdtemp(prefix="khola-"))
-"""Where servers of these tests keep what they keep."""
-atexit.register(shutil.rmtree, HOME, ignore_errors=True)
-
 JSON = {"content-type": "application/json"}
 LOCAL = ("127.0.0.1", 50_000)
+HOMES = tempfile.TemporaryDirectory(prefix="khola-serve-")  # goes with the interpreter
 
 
 class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,9 +117,10 @@ def offered() -> list[Dialect]:
 
 
 def service_of(**options: Any) -> Service:
-    """A service that echoes."""
+    """A service that echoes, in a home of its own."""
     options.setdefault("backend", Echo())
-    return Service(settings=Settings(home=HOME, user_home=HOME), **options)
+    home = Path(tempfile.mkdtemp(dir=HOMES.name))
+    return Service(settings=Settings(home=home, user_home=home, offline=True), **options)
 
 
 @dataclass

@@ -44,12 +44,17 @@ def served(service: Service, client: Callable[[int], Awaitable[Any]], monkeypatc
         stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         server = asyncio.ensure_future(serve(service, sockets, ready=stop.set_result))
         asked_to_stop = await stop
-        found = await client(port)
-        asked_to_stop()
-        await asyncio.wait_for(server, 5.0)
-        return found
+        try:
+            return await client(port)
+        finally:
+            asked_to_stop()
+            await asyncio.wait_for(server, 10.0)
 
-    return asyncio.run(both())
+    try:
+        return asyncio.run(both())
+    finally:
+        for opened in sockets:
+            opened.close()
 
 
 async def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
@@ -109,6 +114,22 @@ def test_a_reader_that_stalls_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None
 
     served(service_of(backend=echo, limits=Limits(reader_s=0.2)), client, monkeypatch)
     assert not echo.running
+
+
+def test_a_body_in_very_many_chunks_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B12: chunks of one byte, and one that says it is larger than any number."""
+    head = GET.replace(b"GET /health", b"POST /parrot")[:-2] + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = json.dumps({"prompt": "a" * 100_000}).encode()
+    service = service_of()
+
+    async def client(port: int) -> list[bytes]:
+        many = head + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n" + GET[:-2] + b"Connection: close\r\n\r\n"
+        return [await talk(port, many), await talk(port, head + b"f" * 30 + b"\r\n{}")]
+
+    many, large = served(service, client, monkeypatch)
+    assert many.startswith(b"HTTP/1.1 200 ")
+    assert b"a" * 100_000 in many
+    assert large.startswith(b"HTTP/1.1 400 ") or large == b""
 
 
 def test_there_are_no_more_connections_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

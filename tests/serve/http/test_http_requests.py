@@ -11,10 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import khola
 from khola.serve.app import App
 from khola.serve.guard import Guard
 from khola.serve.openapi import ERRORS, document
@@ -26,12 +28,23 @@ LEAKS = re.compile(rb"0x[0-9a-f]{6,}|/(?:home|root)/|/usr/lib|Traceback|\.py\b|s
 STALL_S = 0.1
 """Longest that one request may hold the event loop, in seconds of this thread's processor time."""
 
+MACHINE = ("/sys/fs/cgroup", "/sys/devices", "/proc/self/cgroup", "/proc/self/status", "/proc/meminfo", "/proc/cpuinfo", "/proc/stat")
+
 _watched: list[list[tuple[str, str]]] = []
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     """Note what is opened or connected to while a test watches; hooks cannot be taken away again."""
-    if _watched and event in ("open", "socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.listdir", "exec"):
+    if _watched and event in (
+        "open",
+        "sqlite3.connect",
+        "socket.connect",
+        "socket.getaddrinfo",
+        "socket.bind",
+        "subprocess.Popen",
+        "os.listdir",
+        "exec",
+    ):
         _watched[-1].append((event, str(arguments[0])[:200]))
 
 
@@ -39,13 +52,21 @@ sys.addaudithook(_audit)
 
 
 @contextmanager
-def watched() -> Iterator[list[tuple[str, str]]]:
-    """What is opened, connected to, started or run in the block."""
+def watched(home: Path) -> Iterator[list[tuple[str, str]]]:
+    """What is opened, connected to, started or run in the block; the list is whole when the block has ended.
+
+    Args:
+        home: folder in which files may be opened, as they may in khola itself and where the kernel describes the machine.
+    """
+    found: list[tuple[str, str]] = []
+    package = Path(khola.__file__).parent
     _watched.append([])
     try:
-        yield _watched[-1]
+        yield found
     finally:
-        _watched.pop()
+        found += [
+            (event, name) for event, name in _watched.pop() if not any(Path(name).is_relative_to(own) for own in (home, package, *MACHINE))
+        ]
 
 
 def check(request: made.Made, answer: Answer) -> None:
@@ -66,8 +87,8 @@ async def fuzz(service: Service, app: App, requests: list[made.Made]) -> tuple[C
     statuses: Counter[int] = Counter()
     longest = 0.0
     for request in requests:
-        if request.path in ("/models/sse", "/api/pull"):
-            continue  # the one has no end of its own; the other is asked to open the network, by an administrator
+        if request.path.startswith("/models/sse"):
+            continue  # has no end of its own
         begun = time.thread_time()
         answer = await ask(app, request.method, request.path, request.body, request.headers)
         longest = max(longest, time.thread_time() - begun)
@@ -78,29 +99,36 @@ async def fuzz(service: Service, app: App, requests: list[made.Made]) -> tuple[C
     return statuses, longest
 
 
-def test_no_request_surprises_the_server() -> None:
-    """P17, and P27: no request makes the server open a file or a connection."""
+def surprises(count: int, seed: int) -> None:
+    """P17, and P27: no request makes the server open a file that is not its own, or a connection."""
     service = service_of(guard=Guard(auth="none"))
     app = App(service, offered())
     described = document(service.operations)
     asyncio.run(fuzz(service, app, list(made.requests(described, 500, seed=0))))  # what is imported at its first use
-    requests = list(made.requests(described, 5000, seed=1))
-    with watched() as opened:
+    requests = list(made.requests(described, count, seed))
+    with watched(service.settings.home) as opened:
         statuses, longest = asyncio.run(fuzz(service, app, requests))
     assert longest < STALL_S
     assert not opened, opened[:10]
-    assert statuses[200] > 500, "too few requests were right to say anything about the others"
+    assert statuses[200] > count / 10, "too few requests were right to say anything about the others"
     assert {400, 404, 405, 413, 415, 421} <= set(statuses), statuses
+
+
+def test_no_request_surprises_the_server() -> None:
+    surprises(1000, seed=1)
+
+
+@pytest.mark.slow
+def test_many_requests_do_not_surprise_the_server() -> None:
+    """P17 at the number of a commit."""
+    surprises(5000, seed=2)
 
 
 @pytest.mark.soak
 def test_no_request_surprises_the_server_for_long() -> None:
     """P17 at its nightly number."""
-    service = service_of(guard=Guard(auth="none"))
-    app = App(service, offered())
-    for seed in range(2, 42):
-        _, longest = asyncio.run(fuzz(service, app, list(made.requests(document(service.operations), 5000, seed))))
-        assert longest < STALL_S
+    for seed in range(3, 43):
+        surprises(5000, seed)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +243,7 @@ def test_no_name_opens_a_file() -> None:
                 statuses[(await ask(app, *request)).status] += 1
         return statuses
 
-    with watched() as opened:
+    with watched(service.settings.home) as opened:
         statuses = asyncio.run(tries())
     assert len(names()) == 400
     assert not opened, opened[:10]
@@ -224,9 +252,9 @@ def test_no_name_opens_a_file() -> None:
 
 def test_the_watch_sees() -> None:
     """The two tests above would see a file that is opened."""
-    with watched() as opened, open(__file__, "rb"):  # noqa: PTH123  the plainest way to open one
+    with watched(Path("nowhere")) as opened, open(__file__, "rb"):  # noqa: PTH123  the plainest way to open one
         pass
-    assert [event for event, _ in opened] == ["open"]
+    assert [event for event, _ in opened] == ["open"], opened
 
 
 def test_the_description_describes_everything() -> None:
