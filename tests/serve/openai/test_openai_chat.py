@@ -13,7 +13,7 @@ import regex
 from asking import COST, Client, Scripted, data_of, joined, user
 
 from khola.chat.message import ToolCall
-from khola.errors import NonFinite
+from khola.errors import NonFinite, TooMany
 from khola.serve.backend import ChatJob, Piece, Token
 from khola.serve.dialects.openai import chat_body
 from khola.serve.limits import Limits
@@ -240,6 +240,27 @@ def test_a_failure_on_the_way_is_an_event_and_no_end() -> None:
     *chunks, last = client.events(CHAT, model="m", messages=user("x"))
     assert last["error"]["code"] == "non_finite"
     assert not any(choice["finish_reason"] for chunk in chunks for choice in chunk["choices"])
+    assert client.backend.open == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_answer_that_somebody_else_stopped_is_no_answer(n: int) -> None:
+    client = Client(Scripted(Piece(text="a"), Piece(finish_reason="cancelled", cost=COST)))
+    assert client.refused(CHAT, model="m", messages=user("x"), n=n)["status"] == 503
+    assert client.events(CHAT, model="m", messages=user("x"), n=n)[-1]["error"]["type"] == "unavailable_error"
+    assert client.backend.open == 0
+
+
+def test_one_that_cannot_begin_stops_the_others() -> None:
+    class Full(Scripted):
+        async def start(self, job: Any, model: str) -> Any:
+            if len(self.jobs) == 2:
+                raise TooMany("the queue is full")
+            return await super().start(job, model)
+
+    client = Client(Full(Piece(text="a"), END))
+    error = client.refused(CHAT, model="m", messages=user("x"), n=3)
+    assert (error["status"], error["type"], error["code"]) == (429, "rate_limit_error", "rate_limit_exceeded")
     assert client.backend.open == 0
 
 

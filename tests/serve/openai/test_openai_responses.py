@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -189,9 +190,9 @@ def test_a_response_in_the_background(tmp_path: Path) -> None:
         async with client.session() as session:
             one = (await session.post(MAKE, json={"model": "m", "input": "a b", "background": True})).json()
             two = (await session.post(MAKE, json={"model": "m", "input": "a " * 5000, "background": True})).json()
-            stopped = (await session.post(f"{MAKE}/{two['id']}/cancel")).json()
-            refused = await session.post(MAKE, json={"model": "m", "input": "x", "previous_response_id": one["id"]})
+            refused = await session.post(MAKE, json={"model": "m", "input": "x", "previous_response_id": two["id"]})
             assert refused.status_code == 400
+            stopped = (await session.post(f"{MAKE}/{two['id']}/cancel")).json()
             done = one
             while done["status"] in ("queued", "in_progress"):
                 await asyncio.sleep(0.01)
@@ -202,6 +203,19 @@ def test_a_response_in_the_background(tmp_path: Path) -> None:
     one, two, stopped, done = asyncio.run(run())
     assert one["status"] == two["status"] == "queued" and stopped["status"] == "cancelled" and stopped["id"] == two["id"]
     assert done["status"] == "completed" and done["output"][0]["content"][0]["text"] == "a b"
+
+
+def test_what_was_being_made_when_the_server_ended_has_failed(tmp_path: Path) -> None:
+    client = Client(home=tmp_path)
+    client.backend._delay_s = 0.05
+    number = client.post(MAKE, model="m", input="a " * 100, background=True)["id"]  # its event loop ends with the request
+    with closing(sqlite3.connect(tmp_path / "responses.sqlite")) as db:
+        (body,) = db.execute("SELECT body FROM responses").fetchone()
+        undone = {**json.loads(body), "status": "queued"}
+        db.execute("UPDATE responses SET body = ?", (json.dumps(undone),))
+        db.commit()
+    told = Client(home=tmp_path).ask("GET", f"{MAKE}/{number}").json()
+    assert (told["status"], told["error"]["code"]) == ("failed", "server_error")
 
 
 def test_only_background_responses_are_cancelled(tmp_path: Path) -> None:
@@ -231,9 +245,12 @@ def test_the_store_is_its_owners_alone(tmp_path: Path) -> None:
             await store.before("you", "r2", 9)
         assert (tmp_path / "a" / "kept.sqlite").stat().st_mode & 0o777 == 0o600
         now += KEPT_S + 1
+        await ResponseStore(tmp_path / "a" / "kept.sqlite", lambda: now).put("me", body("r3"), [])
+        unmade = ResponseStore(tmp_path / "b" / "kept.sqlite", lambda: now)
         with pytest.raises(NotFound):
-            await ResponseStore(tmp_path / "a" / "kept.sqlite", lambda: now).get("me", "r1")
+            await unmade.get("me", "r1")
+        assert not (tmp_path / "b").exists()
 
     asyncio.run(run())
     with closing(sqlite3.connect(tmp_path / "a" / "kept.sqlite")) as db:
-        assert db.execute("SELECT count(*) FROM responses").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM responses").fetchone() == (1,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from khola.errors import Busy
@@ -38,6 +38,10 @@ async def merged(answers: Sequence[Pieces]) -> AsyncGenerator[tuple[int, Piece],
     Raises:
         KholaError: one of them failed, or was stopped by somebody else.
     """
+    if len(answers) == 1:
+        async for piece in answers[0]:
+            yield 0, _whole(piece)
+        return
     queue: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue(IN_HAND * len(answers))
 
     async def read(index: int, answer: Pieces) -> None:
@@ -52,21 +56,28 @@ async def merged(answers: Sequence[Pieces]) -> AsyncGenerator[tuple[int, Piece],
     try:
         running = len(tasks)
         while running:
-            index, piece = await queue.get()
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
+            index, told = await queue.get()
+            if isinstance(told, BaseException):
+                raise told
+            if told is None:
                 running -= 1
-                continue
-            if piece.finish_reason == "cancelled":
-                raise Busy("the answer was stopped before its end")
-            yield index, piece
+            else:
+                yield index, _whole(told)
     finally:
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.wait(tasks)
+
+
+def _whole(piece: Piece) -> Piece:
+    """The piece, unless it is the end of an answer that somebody else stopped.
+
+    Raises:
+        Busy: it is; an unload or the server's end did it.
+    """
+    if piece.finish_reason == "cancelled":
+        raise Busy("the answer was stopped before its end")
+    return piece
 
 
 async def whole(backend: Backend, jobs: Sequence[Job], model: str) -> list[list[Piece]]:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from khola.errors import AskedWrong, KholaError, OurFault, TooMany, UnknownOption
+from khola.errors import AskedWrong, Busy, KholaError, OurFault, TooMany, UnknownOption
+from khola.serve import refusal
 from khola.serve.backend import ChatJob, Piece
 from khola.serve.body import json_response, read_json
 from khola.serve.dialects.openai.answers import merged, running
 from khola.serve.dialects.openai.responses import Response
 from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of, page_of, with_ids
-from khola.serve.dialects.openai.responses_store import ResponseStore
+from khola.serve.dialects.openai.responses_store import UNDONE, ResponseStore
 from khola.serve.dialects.openai.routes import headed, named_schema, only_model, told
-from khola.serve.operation import Operation, caller, request_id
+from khola.serve.operation import Handler, Method, Operation, caller, request_id
 from khola.serve.service import Service
 from khola.serve.sse import Event, event_response
 
 FILE = "responses.sqlite"
 PATH = "/v1/responses/{number}"
-_log = logging.getLogger("khola.serve")
 
 
 class ResponsesRoutes:
@@ -43,24 +43,18 @@ class ResponsesRoutes:
 
     def operations(self) -> list[Operation]:
         """All of them."""
-        made = Operation(
-            method="POST", path="/v1/responses", run=self.create, scope="infer", summary="A response to turns, kept on the server",
-            body=ResponseBody, work=True, streams=True,
-        )  # fmt: skip
+        made: list[tuple[Method, str, Handler, str, Any, bool]] = [
+            ("POST", "/v1/responses", self.create, "A response to turns, kept on the server", ResponseBody, True),
+            ("POST", "/v1/responses/input_tokens", self.input_tokens, "How many tokens a response would read", ResponseBody, False),
+            ("GET", PATH, self.get, "A response that is kept", None, False),
+            ("GET", f"{PATH}/input_items", self.items, "What a response was asked with", None, False),
+            ("DELETE", PATH, self.delete, "Forget a response", None, False),
+            ("POST", f"{PATH}/cancel", self.cancel, "Stop a response that is made in the background", None, False),
+        ]
         return [
-            made,
-            Operation(
-                method="POST", path="/v1/responses/input_tokens", run=self.input_tokens, scope="infer",
-                summary="How many tokens a response would read", body=ResponseBody,
-            ),
-            Operation(method="GET", path=PATH, run=self.get, scope="infer", summary="A response that is kept"),
-            Operation(method="GET", path=f"{PATH}/input_items", run=self.items, scope="infer", summary="What a response was asked with"),
-            Operation(method="DELETE", path=PATH, run=self.delete, scope="infer", summary="Forget a response"),
-            Operation(
-                method="POST", path=f"{PATH}/cancel", run=self.cancel, scope="infer",
-                summary="Stop a response that is made in the background",
-            ),
-        ]  # fmt: skip
+            Operation(method=method, path=path, run=run, scope="infer", summary=summary, body=body, answer=dict, work=works, streams=works)
+            for method, path, run, summary, body, works in made
+        ]
 
     async def create(self, request: Request) -> ASGIApp:
         """`POST /v1/responses`."""
@@ -87,7 +81,8 @@ class ResponsesRoutes:
         """`GET /v1/responses/{id}`."""
         if request.query_params.get("stream", "false") not in ("false", "0", ""):
             raise UnknownOption("{param} is not supported here", hint="leave it out", param="stream")
-        return json_response(self._service, await self._store.get(caller(request).name, request.path_params["number"]))
+        body = await self._store.get(caller(request).name, request.path_params["number"])
+        return json_response(self._service, self._now(body))
 
     async def items(self, request: Request) -> ASGIApp:
         """`GET /v1/responses/{id}/input_items`."""
@@ -108,7 +103,7 @@ class ResponsesRoutes:
         body = await self._store.get(owner, number)
         if not body["background"]:
             raise AskedWrong("only a response that is made in the background can be cancelled", param="response_id")
-        return json_response(self._service, body)
+        return json_response(self._service, self._now(body))
 
     async def _asked(self, request: Request) -> tuple[Asked, ChatJob, str]:
         """What was asked, with all that stands before it."""
@@ -159,24 +154,36 @@ class ResponsesRoutes:
 
         async def make() -> None:
             try:
-                async with self._service.deadlines.until(until), aclosing(self._pieces(found, job, model)) as pieces:
-                    async for piece in pieces:
-                        response.push(piece)
-            except KholaError as error:
-                response.fail(error, number)
-            except asyncio.CancelledError:
-                response.cancel()
-            except Exception as wrong:
-                _log.exception("request %s", number)
-                response.fail(OurFault("{kind}: {what}", kind=type(wrong).__name__, what=str(wrong)), number)
+                await self._make(found, job, model, response, number, until)
+                await self._keep(owner, found, response)
             finally:
                 self._behind.pop(response.id, None)
-            await self._keep(owner, found, response)
 
         self._behind[response.id] = owner, asyncio.create_task(make())
         body = response.body()
         await asyncio.sleep(0)  # a task that is cancelled before its first step never writes down that it was
         return body
+
+    async def _make(self, found: Asked, job: ChatJob, model: str, response: Response, number: str, until: float) -> None:
+        """Make a response that nobody waits for; whatever happens is written into it."""
+        try:
+            async with self._service.deadlines.until(until), aclosing(self._pieces(found, job, model)) as pieces:
+                async for piece in pieces:
+                    response.push(piece)
+        except KholaError as error:
+            response.fail(error, number)
+        except asyncio.CancelledError:
+            response.cancel()
+        except Exception as wrong:
+            self._service.log.failure("response failed", wrong, id=number)
+            response.fail(OurFault("{kind}: {what}", kind=type(wrong).__name__, what=str(wrong)), number)
+
+    def _now(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A response that is kept; one that was being made when the server ended has failed."""
+        if body["status"] not in UNDONE or body["id"] in self._behind:
+            return body
+        lost = Busy("the server stopped before the answer was complete")
+        return {**body, "status": "failed", "error": {"code": "server_error", "message": refusal.message_of(lost)}}
 
     async def _stop(self, owner: str, number: str) -> None:
         """Stop a response that is made in the background, and wait until that is written down."""

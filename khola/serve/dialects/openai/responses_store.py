@@ -19,6 +19,8 @@ import msgspec
 from khola.errors import AskedWrong, NotFound
 
 T = TypeVar("T")
+UNDONE = ("queued", "in_progress")
+"""States of a response that is being made."""
 KEPT_S = 30 * 86_400
 """How long a response is kept, as OpenAI keeps it."""
 WAIT_S = 5.0
@@ -30,7 +32,7 @@ CREATE TABLE IF NOT EXISTS responses (
 
 
 class ResponseStore:
-    """The file, made when it is first needed. Calls do not block the event loop.
+    """The file, made for the first response that is kept. Calls do not block the event loop.
 
     Args:
         file: its path.
@@ -47,6 +49,7 @@ class ResponseStore:
         """Keep a response, or what has become of it."""
         encode = msgspec.json.encode
         row = (body["id"], owner, body["created_at"], body["previous_response_id"], encode(list(items)), encode(body))
+        await asyncio.to_thread(self._make)
         await self._run(lambda db: db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row))
 
     async def get(self, owner: str, number: str) -> dict[str, Any]:
@@ -97,7 +100,7 @@ class ResponseStore:
             while at is not None:
                 at, items, body = _row(db, owner, at, "previous_response_id")
                 said.append([*items, *body["output"]])
-                if body["status"] in ("queued", "in_progress") or len(said) > limit:
+                if body["status"] in UNDONE or len(said) > limit:
                     raise AskedWrong("{param} is still being made, or follows too many others", param="previous_response_id")
             return [item for one in reversed(said) for item in one]
 
@@ -106,22 +109,25 @@ class ResponseStore:
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
             with self._lock:
-                if not self._made:
-                    self._make()
-                with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as db, db:
+                source = str(self._file) if self._file.exists() else ":memory:"
+                with closing(sqlite3.connect(source, timeout=WAIT_S)) as db, db:
+                    db.execute(_TABLE)
                     return work(db)
 
         return await asyncio.to_thread(run)
 
     def _make(self) -> None:
-        """The file; readable by its owner alone, and without what is too old."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
-        with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as db, db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute(_TABLE)
-            db.execute("DELETE FROM responses WHERE created < ?", (self._clock() - KEPT_S,))
-        self._made = True
+        """The file, once; readable by its owner alone, and without what is too old."""
+        with self._lock:
+            if self._made:
+                return
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+            with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as db, db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute(_TABLE)
+                db.execute("DELETE FROM responses WHERE created < ?", (self._clock() - KEPT_S,))
+            self._made = True
 
 
 def _row(db: sqlite3.Connection, owner: str, number: str, param: str) -> tuple[str | None, list[dict[str, Any]], dict[str, Any]]:

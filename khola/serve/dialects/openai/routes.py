@@ -48,11 +48,14 @@ class Routes:
         ]
         made = [
             Operation(
-                method="POST", path=path, run=run, scope="infer", summary=summary, body=body, work=work, streams="completions" in path
+                method="POST", path=path, run=run, scope="infer", summary=summary, body=body, answer=dict, work=work,
+                streams="completions" in path,
             )
             for path, run, summary, body, work in posts
+        ]  # fmt: skip
+        return made + [
+            Operation(method="GET", path=path, run=run, scope="infer", summary=summary, answer=dict) for path, run, summary in gets
         ]
-        return made + [Operation(method="GET", path=path, run=run, scope="infer", summary=summary) for path, run, summary in gets]
 
     async def answer_chat(self, request: Request) -> ASGIApp:
         """`POST /v1/chat/completions`."""
