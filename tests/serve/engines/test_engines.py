@@ -194,10 +194,15 @@ def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(60))
 
     async def served() -> None:
-        engines = Engines(settings_of(tmp_path), [str(tmp_path / "bad.gguf")])
+        heard: list[str] = []
+        engines = Engines(
+            settings_of(tmp_path), [str(tmp_path / "bad.gguf")], tell=lambda text, **facts: heard.append(text.format(**facts))
+        )
         for _ in range(2):
-            with pytest.raises(BadFiles):
+            with pytest.raises(BadFiles) as told:
                 await engines.start(going_on(), "bad")
+        # The second request did not try again, so soon after the first.
+        assert heard == [f"bad cannot be loaded: {told.value}"]
         with pytest.raises(BadFiles) as found:
             await engines.load("bad")
         assert found.value.facts["stderr"] == []
