@@ -69,9 +69,10 @@ def load(
         settings: where things lie; those of the environment by default.
         interpreter: "auto", "native", "numpy" or "torch"; see `khola.loader.load_model`.
         context: tokens of prompt and answer together; by default as many as the model was trained for, the cache holds and fit into memory.
-        cache_tokens: tokens that the cache holds, earlier turns and other requests included; by default `context`, or 8,192.
+        cache_tokens: tokens that the cache holds, earlier turns and other requests included; by default `context`, or what
+            `default_cache_tokens` says.
         cache: how the cache keeps numbers: "int8" takes half the memory of "bf16"; see `khola.loader.load_model`.
-        rows: answers that are computed at once; by default 16, or as many states as fit into memory.
+        rows: answers that are computed at once, at most; by default 16, and fewer where so many states do not fit into memory.
         stream: weights that do not fit into memory are read from the disk as they are needed; native only.
         second_token: also guess with the layer that DeepSeek-V3 and R1 have for it; see `Sampling.speculate`.
         trust_template: run the chat template that came with the files, in a bounded process, where khola knows no format of its own.
@@ -109,7 +110,7 @@ class Model:
         loaded: the model.
         context: tokens of prompt and answer together.
         cache_tokens: tokens that the cache holds.
-        max_rows: answers that are computed at once.
+        max_rows: answers that are computed at once, at most.
         trust_template: whether a template that came with the files may run.
         available_bytes: memory that the cache may take; None when it is not known.
         today: tells the date that formats with a date line write.
@@ -129,11 +130,11 @@ class Model:
         **engine_options: Any,
     ) -> None:
         state_bytes = loaded.ops.state_bytes(loaded.cache) if loaded.cache.states else 0
-        rows = rows_within(available_bytes, state_bytes, Limits.max_rows) if max_rows is None else max_rows
+        rows = rows_within(available_bytes, state_bytes, max_rows or Limits.max_rows)
         if cache_tokens is None:
             states_bytes = slots_for(rows) * state_bytes
             token_bytes = loaded.ops.token_bytes(loaded.cache)
-            cache_tokens = context or default_cache_tokens(token_bytes, loaded.context_tokens, available_bytes, states_bytes)
+            cache_tokens = default_cache_tokens(token_bytes, loaded.context_tokens, available_bytes, states_bytes, rows, context)
         self.loaded = loaded
         self.engine = Engine(
             loaded, cache_tokens=cache_tokens, context_tokens=context, available_bytes=available_bytes, max_rows=rows, **engine_options
@@ -403,17 +404,32 @@ class Model:
         return ends
 
 
-def default_cache_tokens(token_bytes: int, trained_tokens: int, available_bytes: int | None, states_bytes: int = 0) -> int:
-    """Tokens of the cache when nobody asked for a number: the trained context, 8,192, or what fits into memory, whichever is least.
+def default_cache_tokens(
+    token_bytes: int,
+    trained_tokens: int,
+    available_bytes: int | None,
+    states_bytes: int = 0,
+    rows: int = Limits.max_rows,
+    context: int | None = None,
+) -> int:
+    """Tokens of the cache when nobody asked for a number: the context, if that was asked for; else the trained one, 8,192, or what fits
+    into memory, whichever is least.
+
+    Where more answers than usual are computed at once, as much more, as long as all of it stays below a quarter of the memory.
 
     Args:
         token_bytes: memory of a token.
         trained_tokens: the trained context.
         available_bytes: memory for tokens and states; None when it is not known.
         states_bytes: memory of states.
+        rows: answers that are computed at once.
+        context: tokens of prompt and answer together; None when nobody asked for a number.
     """
-    wanted = min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
+    one = context or min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
+    wanted = one * max(1, rows // Limits.max_rows)
     if available_bytes is None:
         return wanted
+    ample = available_bytes // 4 // token_bytes // PAGE_TOKENS * PAGE_TOKENS
     fitting = (available_bytes - states_bytes) // token_bytes // PAGE_TOKENS * PAGE_TOKENS
-    return min(wanted, max(fitting, PAGE_TOKENS))
+    tokens = max(one, min(wanted, ample))
+    return tokens if context else min(tokens, max(fitting, PAGE_TOKENS))

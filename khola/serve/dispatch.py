@@ -2,7 +2,7 @@
 
 ```
 reading thread   frames in; cancels at once, hands everything else on
-four threads     render, tokenise, compile grammars, submit: a long prompt does not hold up running answers
+four threads     render, tokenise, compile grammars, submit: a long prompt holds up neither running answers nor short prompts
 stepping thread  steps the engine; everything that one step said leaves in one frame
 ```
 """
@@ -26,8 +26,10 @@ from khola.errors import Busy, KholaError, OurFault
 from khola.serve import wire
 from khola.serve.answering import Answer, Embeddings, joined, prepared_chat, prepared_text, rendered
 
-PREPARING = 4
-"""Threads that make requests ready."""
+PREPARING = 2
+"""Threads that make requests ready, and as many for those that take long: with forms to compile, or long texts to cut into tokens."""
+LONG_BYTES = 1 << 16
+"""Of a message whose texts take long."""
 MOST_PREPARING = 256
 """Messages that may wait for them."""
 FAULT_EXIT = 70
@@ -80,7 +82,8 @@ class Worker:
         self._requests: dict[int, list[Request]] = {}
         self._members: dict[Request, Answer | Embeddings] = {}
         self._drain: int | None = None
-        self._pool = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
+        self._quick = ThreadPoolExecutor(PREPARING, thread_name_prefix="quick")
+        self._slow = ThreadPoolExecutor(PREPARING, thread_name_prefix="slow")
         self._stepping = threading.Thread(target=self._steps, name="step", daemon=True)
 
     def run(self) -> None:
@@ -93,14 +96,15 @@ class Worker:
         try:
             for frame in self._link.frames:
                 try:
-                    self._take(wire.asked(frame))
+                    self._take(wire.asked(frame), long=len(frame) > LONG_BYTES)
                 except KholaError as error:
                     self._link.send(wire.wrong(0, error))
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._quick.shutdown(wait=False, cancel_futures=True)
+            self._slow.shutdown(wait=False, cancel_futures=True)
             self._model.close()
 
-    def _take(self, ask: wire.Ask) -> None:
+    def _take(self, ask: wire.Ask, *, long: bool) -> None:
         """One message, on the reading thread."""
         if isinstance(ask, wire.Cancel):
             self._cancel(ask.number)
@@ -117,7 +121,7 @@ class Worker:
             if refused:
                 self._link.send(wire.wrong(ask.number, _busy(full=full, most=MOST_PREPARING)))
             else:
-                self._pool.submit(self._prepare, ask)
+                (self._slow if long or compiles(ask) else self._quick).submit(self._prepare, ask)
 
     def _prepare(self, ask: wire.Ask) -> None:
         """Answer one message, or make its requests and submit them; on a thread of the pool."""
@@ -212,9 +216,21 @@ class Worker:
             for event in engine.step():
                 self._tell(event, said)
             if said:
-                self._link.send(wire.Step(tuple(said.values())))
+                self._send(tuple(said.values()))
             if self._drain is not None:
                 self._tell_if_drained()
+
+    def _send(self, said: tuple[wire.Said, ...]) -> None:
+        """What a step said, in one frame; where that is longer than a frame may be, one by one, and what alone is longer fails."""
+        try:
+            self._link.send(wire.Step(said))
+        except KholaError as error:
+            if len(said) > 1:
+                for one in said:
+                    self._send((one,))
+            else:
+                self._forget(said[0].number)
+                self._link.send(wire.wrong(said[0].number, error))
 
     def _tell(self, event: Event, said: dict[int, wire.Said]) -> None:
         """Add what an event says to what the step has said."""
@@ -231,7 +247,7 @@ class Worker:
         except Exception as error:
             self._forget(member.number)
             if member.number in said:
-                self._link.send(wire.Step((said.pop(member.number),)))
+                self._send((said.pop(member.number),))
             self._link.send(wire.wrong(member.number, typed(error)))
             return
         if more is not None:
@@ -244,6 +260,13 @@ class Worker:
         with self._turn:
             for request in self._requests.pop(number, []):
                 self._members.pop(request, None)
+
+
+def compiles(ask: wire.Ask) -> bool:
+    """Whether a message asks for a form, which is compiled in a process of its own."""
+    if isinstance(ask, wire.Chat):
+        return bool(ask.job.form) or ask.job.tool_choice not in (None, "auto")
+    return isinstance(ask, wire.Continue) and bool(ask.job.form)
 
 
 def _busy(*, full: bool, most: int) -> Busy:

@@ -9,21 +9,23 @@ Death    A process that dies takes its running answers with it, each of which en
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from struct import unpack
 from typing import Any, final
 
-from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, UnknownModel, UnknownOption
+from khola.cards.catalogue import card, cards
+from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NotInstalled, NotPulled, UnknownModel, UnknownOption
 from khola.fetch.library import Entry, Library
 from khola.fetch.places import model_name_from, on_disk
 from khola.serve import wire
 from khola.serve.backend import ChatJob, Job, ModelState, Pieces
+from khola.serve.offered import bytes_at, created, path_of
 from khola.serve.process import EngineProcess, Tell
 from khola.settings import Settings
 
@@ -93,6 +95,8 @@ class Engines:
         tell: hears sentences for whoever runs the server: what loading says, and how processes ended.
         clock: seconds, never going back.
     Raises:
+        NotInstalled: this system has no Unix sockets.
+        UnknownModel, NotPulled: one of them is not on this disk.
         UnknownOption: two models would have one name, or a pinned one is not offered.
     """
 
@@ -108,6 +112,8 @@ class Engines:
         tell: Tell | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if sys.platform == "win32":
+            raise NotInstalled("engine processes need Unix sockets, which this system does not have", hint="use khola within WSL")
         self._settings = settings
         self._library = Library(settings)
         self._budget = budget_bytes
@@ -119,6 +125,7 @@ class Engines:
         self._open = offered is None
         self._slots: dict[str, Slot] = {}
         for source in offered or ():
+            self._require_here(source)
             self._offer(source)
         if not self._open and (lost := sorted(self._pinned - set(self._slots))):
             raise UnknownOption("{model} is to be pinned, but it is not offered", model=lost[0])
@@ -177,7 +184,7 @@ class Engines:
             for name in here.keys() - self._slots.keys():
                 self._offer(name)
         names = sorted(name for name, slot in self._slots.items() if not self._open or name in here or slot.process is not None)
-        return [await asyncio.to_thread(self._state, self._slots[name], here.get(name)) for name in names]
+        return await asyncio.to_thread(lambda: [self._state(self._slots[name], here.get(name)) for name in names])
 
     async def load(self, model: str) -> ModelState:
         """Load a model, or wait until whoever loads it has done so. Errors carry what the process said last as the fact `stderr`.
@@ -250,9 +257,18 @@ class Engines:
         slot = self._slots.get(model)
         return () if slot is None else slot.last_lines
 
+    def _require_here(self, source: str) -> None:
+        """Refuse what no request could have an answer from.
+
+        Raises:
+            UnknownModel, NotPulled: nothing here is called so.
+        """
+        if path_of(source) is None and self._library.find(source) is None:
+            raise NotPulled("{name} is not on this disk", hint="khola pull {name}", name=card(source).name)
+
     def _offer(self, source: str) -> Slot:
         """Take a model into the list."""
-        path = on_disk(source) if "/" in source or "\\" in source or source.endswith((".gguf", ".safetensors")) else None
+        path = path_of(source)
         name = model_name_from(path.stem if path.is_file() else path.resolve().name) if path is not None else source
         if name in self._slots:
             raise UnknownOption("two of the offered models would be called {model}", model=name)
@@ -342,6 +358,8 @@ class Engines:
             )
         except BaseException as error:
             slot.memory_bytes = known
+            if isinstance(error, KholaError) and not isinstance(error, EngineDied):
+                self._tell("{path} cannot be loaded: {reason}", path=slot.name, reason=error.told(self._settings.language))
             if isinstance(error, BadFiles):
                 slot.failed, slot.retry_at = error, self._clock() + FAILED_S
             raise
@@ -361,7 +379,7 @@ class Engines:
     def _estimate(self, slot: Slot) -> int:
         """Memory of a model that was never loaded."""
         entry = self._library.find(slot.source)
-        size = sum(file.bytes for file in entry.weights) if entry is not None else _bytes_at(Path(slot.source).expanduser())
+        size = sum(file.bytes for file in entry.weights) if entry is not None else bytes_at(Path(slot.source).expanduser())
         return int(FILE_SHARE * size) + BESIDE_BYTES
 
     async def _make_room(self, slot: Slot, needed: int) -> None:
@@ -423,18 +441,16 @@ class Engines:
 
     def _state(self, slot: Slot, entry: Entry | None) -> ModelState:
         """What is known of a model."""
-        from khola.cards.catalogue import cards
-
         known = cards().get((entry.card or entry.name) if entry is not None else slot.name)
         process = slot.process if slot.process is not None and slot.process.serves else None
         ready = process.ready if process is not None else None
         return ModelState(
             name=slot.name,
             state="loaded" if process is not None else "loading" if slot.loading is not None else "unloaded",
-            created=_created(entry, Path(slot.source)),
+            created=created(entry, Path(slot.source)),
             lab=known.lab if known is not None else "",
             card=known.name if known is not None else "",
-            file_bytes=entry.bytes if entry is not None else _bytes_at(Path(slot.source).expanduser()),
+            file_bytes=entry.bytes if entry is not None else bytes_at(Path(slot.source).expanduser()),
             context_tokens=ready.context_tokens if ready is not None else 0,
             begins_with=ready.begins_with if ready is not None else "",
             ends_with=ready.ends_with if ready is not None else "",
@@ -446,26 +462,6 @@ class Engines:
 
 def _embed(texts: tuple[str | tuple[int, ...], ...], tenant: str, number: int) -> wire.Embed:
     return wire.Embed(number, texts, tenant)
-
-
-def _created(entry: Entry | None, path: Path) -> int:
-    """When a model came to this disk, in seconds since 1970."""
-    if entry is not None and entry.pulled:
-        with suppress(ValueError):
-            return int(datetime.fromisoformat(entry.pulled).timestamp())
-    files = [file.path for file in entry.files] if entry is not None else [path.expanduser()]
-    with suppress(OSError, ValueError):
-        return int(min(file.stat().st_mtime for file in files))
-    return 0
-
-
-def _bytes_at(path: Path) -> int:
-    """Size of a file, or of the weights in a folder; 0 where there is neither."""
-    with suppress(OSError):
-        if path.is_dir():
-            return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        return path.stat().st_size
-    return 0
 
 
 def _loaded(slot: Slot, task: asyncio.Task[EngineProcess]) -> None:

@@ -433,9 +433,8 @@ class _Lines(asyncio.Protocol):
 
 
 def weight(piece: Piece) -> int:
-    """About how many bytes a piece takes while it waits."""
-    tokens = (*piece.tokens, *piece.prompt)
-    return 4 * (len(piece.text) + len(piece.thinking)) + sum(64 + 64 * len(token.top) for token in tokens) + 256
+    """About how many bytes a piece takes while it waits; a prompt that is told does not count: it comes once, and was asked for."""
+    return 4 * (len(piece.text) + len(piece.thinking)) + sum(64 + 64 * len(token.top) for token in piece.tokens) + 256
 
 
 def sent(settings: Settings) -> dict[str, Any]:

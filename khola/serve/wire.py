@@ -274,7 +274,7 @@ def framed(message: Ask | Told) -> bytes:
     except (OverflowError, UnicodeEncodeError, TypeError, RecursionError) as error:
         raise AskedWrong("the request holds what cannot be sent on: {why}", why=str(error)[:200]) from error
     if len(body) > FRAME_BYTES:
-        raise AskedWrong("the request has {found} bytes; expected at most {most}", found=len(body), most=FRAME_BYTES)
+        raise AskedWrong("{found} bytes are too many for one message; expected at most {most}", found=len(body), most=FRAME_BYTES)
     return _LENGTH.pack(len(body)) + body
 
 

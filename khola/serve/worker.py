@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from khola.api.model import Model
     from khola.serve.dispatch import Link
 
+SERVED_ROWS = 64
+"""Answers that are computed at once, unless others are asked for: 1.4 times the tokens of 16 where 64 clients ask at once."""
 SWITCH_S = 0.0005
 """How long a thread that computes in Python may keep the one that steps waiting: a tenth of Python's own choice."""
 BROKEN_EXIT = 65
@@ -53,8 +55,9 @@ def opened(ask: wire.Ask, link: Link, *, network: bool) -> Model:
 
     if not isinstance(ask, wire.Open):
         raise AskedWrong("an engine process is first told which model to open")
+    options = {"rows": SERVED_ROWS, **ask.options}
     with uncollected():
-        model = load(ask.name, settings=settings_from(ask.settings), tell=lambda text, **facts: _note(link, text, facts), **ask.options)
+        model = load(ask.name, settings=settings_from(ask.settings), tell=lambda text, **facts: _note(link, text, facts), **options)
     stats, weights = model.stats(), model.loaded.weight_bytes
     tokenizer = model.loaded.tokenizer
     begins = tokenizer.token(tokenizer.bos_id) if tokenizer.adds_bos and tokenizer.bos_id is not None else ""

@@ -97,6 +97,7 @@ def test_thoughts_are_set_apart() -> None:
     model = scripted("two and two</think>\n\nfour", chat_format="qwq")
     answer = model.chat("2+2?")
     assert (answer.thinking.strip(), answer.text) == ("two and two", "four")
+    assert answer.thinking_tokens == len("two and two</think>")
     deltas = list(model.stream("2+2?"))
     assert "".join(d.thinking for d in deltas).strip() == "two and two"
     assert "".join(d.text for d in deltas) == "four"
@@ -274,6 +275,14 @@ def test_the_default_cache_is_what_fits(available: int | None, expected: int) ->
     assert default_cache_tokens(32, 2048, available) == expected
 
 
+@pytest.mark.parametrize(
+    ("memory", "context", "expected"),
+    [(100_000, None, 8192), (16_384, None, 4096), (4000, None, 2048), (1000, None, 992), (100_000, 500, 2000), (1000, 500, 500)],
+)
+def test_more_answers_at_once_have_more_cache(memory: int, context: int | None, expected: int) -> None:
+    assert default_cache_tokens(32, 2048, 32 * memory, rows=64, context=context) == expected
+
+
 def test_context_and_cache_follow_what_is_asked() -> None:
     loaded = fake_loaded(context_tokens=10_000)
 
@@ -340,6 +349,42 @@ def test_looking_into_the_room_loads_no_engine() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError):
         _ = khola.api.nothing
+
+
+def test_texts_go_on_side_by_side_and_from_ids() -> None:
+    model = random_model()
+    sampling = {"temperature": 0, "max_tokens": 6, "ignore_end": True}
+    alone = [model.complete(text, sampling=sampling).text for text in ("one", "two", "three")]
+    assert [answer.text for answer in model.complete_all(["one", tuple(b"two"), "three"], sampling=sampling)] == alone
+    assert model.stats().pages_used == 0
+    with pytest.raises(EmptyPrompt):
+        model.complete_all(["one", ""], sampling=sampling)
+    assert model.stats().running == 0
+
+
+def test_the_prompt_is_told_with_what_was_likelier() -> None:
+    model = random_model()
+    score = model.score("a text")
+    answer = model.complete("a text", sampling={"temperature": 0, "max_tokens": 2}, prompt_logprobs=3)
+    assert tuple(token.id for token in answer.prompt) == score.tokens
+    assert tuple(token.logprob for token in answer.prompt) == (None, *score.logprobs)
+    for token in answer.prompt[1:]:
+        assert len(token.top) == 3
+        assert token.logprob is not None
+        assert token.logprob <= token.top[0][1] >= token.top[1][1] >= token.top[2][1]
+        assert token.logprob in [logprob for _, logprob in token.top] or token.logprob <= token.top[2][1]
+    first, *rest = model.stream_complete("a text", sampling={"temperature": 0, "max_tokens": 2}, prompt_logprobs=0)
+    assert (len(first.prompt), first.text) == (6, "")
+    assert not any(delta.prompt for delta in rest)
+
+
+def test_tenants_do_not_share_their_cache() -> None:
+    model = scripted("answer")
+    text = "a long beginning that several questions share, and on it goes for more than one page"
+    for tenant, cached in (("a", False), ("b", False), ("a", True)):
+        for ask in (model.complete, model.chat):
+            answer = ask(text, sampling={"max_tokens": 1}, tenant=tenant)
+            assert bool(answer.usage.cached_tokens) == cached
 
 
 @pytest.mark.slow

@@ -128,6 +128,21 @@ def test_a_worker_is_drained_and_takes_no_more() -> None:
         assert isinstance(last[-1], wire.Step | wire.Wrong)
 
 
+def test_what_is_too_long_for_a_frame_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)
+    monkeypatch.setattr(wire, "FRAME_BYTES", 2000)
+    jobs = [TextJob(prompt="a" * size, prompt_logprobs=3, sampling={"max_tokens": 3, "ignore_end": True}) for size in (3, 100)]
+    with asked(model) as (link, told):
+        link.sendall(b"".join(wire.framed(wire.Continue(number, job)) for number, job in enumerate(jobs, 1)))
+        messages = [next(told)]
+        while not any(isinstance(message, wire.Wrong) for message in messages):
+            messages.append(next(told))
+        link.sendall(wire.framed(wire.Continue(3, jobs[0])))
+        assert list(pieces_of(told, 3))[-1].finish_reason == "length"
+    (wrong,) = [message for message in messages if isinstance(message, wire.Wrong)]
+    assert (wrong.number, wrong.code) == (2, "bad_request")
+
+
 def test_no_more_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     model = Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)
@@ -139,6 +154,22 @@ def test_no_more_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
         gate.set()
         assert [(message.number, message.code) for message in refused if isinstance(message, wire.Wrong)] == [(7, "busy"), (8, "busy")]
         assert {message.number for _ in range(6) if isinstance(message := next(told), wire.Ids)} == set(range(1, 7))
+
+
+@pytest.mark.parametrize("slow", [{"form": {"regex": "a+"}}, {"prompt": "b" * 70_000}])
+def test_what_takes_long_to_prepare_holds_nobody_up(slow: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    model = Model(fake_loaded(tokenizer=Special()), runner=FakeRunner(64), cache_tokens=2048)
+    prepared = model.prepared_text
+    monkeypatch.setattr(
+        model, "prepared_text", lambda text, **more: prepared(text, **more) if text == "a" and not more.get("regex") else gate.wait(10)
+    )
+    with asked(model) as (link, told):
+        for number in range(1, 7):
+            link.sendall(wire.framed(wire.Continue(number, TextJob(**{"prompt": "a", **slow}))))
+        link.sendall(wire.framed(wire.Continue(9, TextJob(prompt="a", sampling={"max_tokens": 3, "ignore_end": True}))))
+        assert list(pieces_of(told, 9))[-1].finish_reason == "length"
+        gate.set()
 
 
 class Ear:
@@ -179,7 +210,8 @@ def test_p21_out_of_memory_is_an_answer(ask: wire.Ask) -> None:
         require_empty(model.engine)
     assert ends[0] is wire.Accepted
     assert len(set(ends)) == 2
-    asked._pool.shutdown()
+    asked._quick.shutdown()
+    asked._slow.shutdown()
     model.close()
 
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from khola.chat.message import Message
-from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NoTemplate, UnknownModel, UnknownOption
+from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NoTemplate, NotPulled, UnknownModel, UnknownOption
 from khola.serve import process
 from khola.serve.backend import ChatJob
 from khola.serve.engines import Engines
+from tests.loader.tiny_gguf import tiny_gguf
 from tests.needs import needs_library
-from tests.serve.engines.rig import direct, engines_of, going_on, read, settings_of, text_of, tiny_models
+from tests.serve.engines.rig import direct, engines_of, going_on, read, settings_of, settled, text_of, tiny_models
 
 pytestmark = needs_library
 
@@ -143,7 +144,7 @@ def test_unloading_waits_for_answers_and_idle_models_go(tmp_path: Path) -> None:
     async def served() -> None:
         async with engines_of(tmp_path, idle_s=0.1) as engines:
             running = await engines.start(going_on("a", 300), "one")
-            pid = engines.process_id("one")
+            pid, engine = engines.process_id("one"), engines._slots["one"].process
             unloading = asyncio.create_task(engines.unload("one"))
             await asyncio.sleep(0)
             with pytest.raises(Busy, match="one is being unloaded"):
@@ -151,6 +152,8 @@ def test_unloading_waits_for_answers_and_idle_models_go(tmp_path: Path) -> None:
             assert (await read(running))[-1].finish_reason == "length"
             assert (await unloading).state == "unloaded"
             assert not Path(f"/proc/{pid}").exists()
+            assert engine is not None
+            assert engine.how == "exit status 0"
             await read(await engines.start(going_on(), "one"))
             for _ in range(100):
                 if engines.process_id("one") == 0:
@@ -161,14 +164,45 @@ def test_unloading_waits_for_answers_and_idle_models_go(tmp_path: Path) -> None:
     asyncio.run(served())
 
 
+def test_what_is_not_here_is_not_offered(tmp_path: Path) -> None:
+    async def made() -> None:
+        for name, error in (("nonsense", UnknownModel), ("qwen3-0.6b", NotPulled)):
+            with pytest.raises(error, match=name):
+                Engines(settings_of(tmp_path), [name])
+        (file,) = tiny_models(tmp_path, "one")
+        with pytest.raises(UnknownOption, match="two of the offered models would be called one"):
+            Engines(settings_of(tmp_path), [file, file])
+        with pytest.raises(UnknownOption, match="two is to be pinned"):
+            Engines(settings_of(tmp_path), [file], pinned=["two"])
+        # Without names, all of the library is offered, and what comes to it later.
+        engines = Engines(settings_of(tmp_path))
+        assert await engines.models() == []
+        models = settings_of(tmp_path).models
+        models.mkdir(parents=True)
+        tiny_gguf(models / "late.gguf")
+        (state,) = await engines.models()
+        assert (state.name, state.state, state.file_bytes) == ("late", "unloaded", (models / "late.gguf").stat().st_size)
+        assert await engines.tokens("x", "late") == [120]
+        with pytest.raises(UnknownModel):
+            await engines.tokens("x", "../late")
+        await engines.close(1)
+
+    asyncio.run(made())
+
+
 def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(60))
 
     async def served() -> None:
-        engines = Engines(settings_of(tmp_path), [str(tmp_path / "bad.gguf")])
+        heard: list[str] = []
+        engines = Engines(
+            settings_of(tmp_path), [str(tmp_path / "bad.gguf")], tell=lambda text, **facts: heard.append(text.format(**facts))
+        )
         for _ in range(2):
-            with pytest.raises(BadFiles):
+            with pytest.raises(BadFiles) as told:
                 await engines.start(going_on(), "bad")
+        # The second request did not try again, so soon after the first.
+        assert heard == [f"bad cannot be loaded: {told.value}"]
         with pytest.raises(BadFiles) as found:
             await engines.load("bad")
         assert found.value.facts["stderr"] == []
@@ -212,11 +246,10 @@ def test_a_reader_that_stalls_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
     async def served() -> None:
         async with engines_of(tmp_path) as engines:
             stalled = await engines.start(going_on("a", 400), "one")
-            while (await engines.figures())["one"]["running"]:
-                await asyncio.sleep(0.01)
+            figures = await settled(engines, wait_s=10)
             with pytest.raises(Cancelled, match="waited for their reader"):
                 await read(stalled)
-            assert (await engines.figures())["one"]["answer_tokens"] < 400
+            assert 0 < figures["answer_tokens"] < 400
 
     asyncio.run(served())
 
