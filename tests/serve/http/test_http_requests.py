@@ -45,7 +45,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         "os.listdir",
         "exec",
     ):
-        _watched[-1].append((event, str(arguments[0])[:200]))
+        if arguments[0] != ":memory:":  # a database without a file
+            _watched[-1].append((event, str(arguments[0])[:200]))
 
 
 sys.addaudithook(_audit)
