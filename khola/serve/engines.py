@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from struct import unpack
@@ -26,6 +25,7 @@ from khola.fetch.library import Entry, Library
 from khola.fetch.places import model_name_from, on_disk
 from khola.serve import wire
 from khola.serve.backend import ChatJob, Job, ModelState, Pieces
+from khola.serve.offered import bytes_at, created, path_of
 from khola.serve.process import EngineProcess, Tell
 from khola.settings import Settings
 
@@ -263,12 +263,12 @@ class Engines:
         Raises:
             UnknownModel, NotPulled: nothing here is called so.
         """
-        if _path_of(source) is None and self._library.find(source) is None:
+        if path_of(source) is None and self._library.find(source) is None:
             raise NotPulled("{name} is not on this disk", hint="khola pull {name}", name=card(source).name)
 
     def _offer(self, source: str) -> Slot:
         """Take a model into the list."""
-        path = _path_of(source)
+        path = path_of(source)
         name = model_name_from(path.stem if path.is_file() else path.resolve().name) if path is not None else source
         if name in self._slots:
             raise UnknownOption("two of the offered models would be called {model}", model=name)
@@ -358,6 +358,8 @@ class Engines:
             )
         except BaseException as error:
             slot.memory_bytes = known
+            if isinstance(error, KholaError) and not isinstance(error, EngineDied):
+                self._tell("{path} cannot be loaded: {reason}", path=slot.name, reason=error.told(self._settings.language))
             if isinstance(error, BadFiles):
                 slot.failed, slot.retry_at = error, self._clock() + FAILED_S
             raise
@@ -377,7 +379,7 @@ class Engines:
     def _estimate(self, slot: Slot) -> int:
         """Memory of a model that was never loaded."""
         entry = self._library.find(slot.source)
-        size = sum(file.bytes for file in entry.weights) if entry is not None else _bytes_at(Path(slot.source).expanduser())
+        size = sum(file.bytes for file in entry.weights) if entry is not None else bytes_at(Path(slot.source).expanduser())
         return int(FILE_SHARE * size) + BESIDE_BYTES
 
     async def _make_room(self, slot: Slot, needed: int) -> None:
@@ -445,10 +447,10 @@ class Engines:
         return ModelState(
             name=slot.name,
             state="loaded" if process is not None else "loading" if slot.loading is not None else "unloaded",
-            created=_created(entry, Path(slot.source)),
+            created=created(entry, Path(slot.source)),
             lab=known.lab if known is not None else "",
             card=known.name if known is not None else "",
-            file_bytes=entry.bytes if entry is not None else _bytes_at(Path(slot.source).expanduser()),
+            file_bytes=entry.bytes if entry is not None else bytes_at(Path(slot.source).expanduser()),
             context_tokens=ready.context_tokens if ready is not None else 0,
             begins_with=ready.begins_with if ready is not None else "",
             ends_with=ready.ends_with if ready is not None else "",
@@ -460,32 +462,6 @@ class Engines:
 
 def _embed(texts: tuple[str | tuple[int, ...], ...], tenant: str, number: int) -> wire.Embed:
     return wire.Embed(number, texts, tenant)
-
-
-def _created(entry: Entry | None, path: Path) -> int:
-    """When a model came to this disk, in seconds since 1970."""
-    if entry is not None and entry.pulled:
-        with suppress(ValueError):
-            return int(datetime.fromisoformat(entry.pulled).timestamp())
-    files = [file.path for file in entry.files] if entry is not None else [path.expanduser()]
-    with suppress(OSError, ValueError):
-        return int(min(file.stat().st_mtime for file in files))
-    return 0
-
-
-def _path_of(source: str) -> Path | None:
-    """What lies at an offered path; None where it is a name, or nothing lies there."""
-    is_path = "/" in source or "\\" in source or source.endswith((".gguf", ".safetensors"))
-    return on_disk(source) if is_path else None
-
-
-def _bytes_at(path: Path) -> int:
-    """Size of a file, or of the weights in a folder; 0 where there is neither."""
-    with suppress(OSError):
-        if path.is_dir():
-            return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        return path.stat().st_size
-    return 0
 
 
 def _loaded(slot: Slot, task: asyncio.Task[EngineProcess]) -> None:

@@ -78,7 +78,7 @@ class Offline:
 
     async def close(self) -> None:
         """Stop working; what is not answered yet is answered after the next start."""
-        if self._work is not None:
+        if self._work is not None and not self._work.done():
             self._work.cancel()
             await asyncio.wait({self._work})
         if self._stored is not None:

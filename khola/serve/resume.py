@@ -95,7 +95,7 @@ class Tape:
 
     async def stop(self) -> None:
         """End the answer."""
-        if self._made is not None:
+        if self._made is not None and not self._made.done():
             self._made.cancel()
             await asyncio.wait({self._made})
 

@@ -21,7 +21,7 @@ from khola.serve.backend import ChatJob
 from khola.serve.engines import Engines
 from tests.loader.tiny_gguf import tiny_gguf
 from tests.needs import needs_library
-from tests.serve.engines.rig import direct, engines_of, going_on, read, settings_of, text_of, tiny_models
+from tests.serve.engines.rig import direct, engines_of, going_on, read, settings_of, settled, text_of, tiny_models
 
 pytestmark = needs_library
 
@@ -194,10 +194,15 @@ def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(60))
 
     async def served() -> None:
-        engines = Engines(settings_of(tmp_path), [str(tmp_path / "bad.gguf")])
+        heard: list[str] = []
+        engines = Engines(
+            settings_of(tmp_path), [str(tmp_path / "bad.gguf")], tell=lambda text, **facts: heard.append(text.format(**facts))
+        )
         for _ in range(2):
-            with pytest.raises(BadFiles):
+            with pytest.raises(BadFiles) as told:
                 await engines.start(going_on(), "bad")
+        # The second request did not try again, so soon after the first.
+        assert heard == [f"bad cannot be loaded: {told.value}"]
         with pytest.raises(BadFiles) as found:
             await engines.load("bad")
         assert found.value.facts["stderr"] == []
@@ -241,11 +246,10 @@ def test_a_reader_that_stalls_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
     async def served() -> None:
         async with engines_of(tmp_path) as engines:
             stalled = await engines.start(going_on("a", 400), "one")
-            while (await engines.figures())["one"]["running"]:
-                await asyncio.sleep(0.01)
+            figures = await settled(engines, wait_s=10)
             with pytest.raises(Cancelled, match="waited for their reader"):
                 await read(stalled)
-            assert (await engines.figures())["one"]["answer_tokens"] < 400
+            assert 0 < figures["answer_tokens"] < 400
 
     asyncio.run(served())
 

@@ -178,6 +178,7 @@ def test_p22_death_is_visible_and_short(tmp_path: Path, deaths: int) -> None:
     asyncio.run(served())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rounds",), many(1, soak=(100,)))
 def test_p23_closing_loses_no_accepted_work(tmp_path: Path, rounds: int) -> None:
     async def served(grace_s: float) -> None:
