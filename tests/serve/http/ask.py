@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
+import tempfile
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,6 +29,9 @@ from khola.serve.sse import Event, Events, event_response
 from khola.settings import Settings
 
 JSON = {"content-type": "application/json"}
+_FOLDER = tempfile.TemporaryDirectory(prefix="khola-http-")
+atexit.register(_FOLDER.cleanup)
+HOME = Path(_FOLDER.name)
 LOCAL = ("127.0.0.1", 50_000)
 
 
@@ -117,7 +122,8 @@ def offered() -> list[Dialect]:
 def service_of(**options: Any) -> Service:
     """A service that echoes."""
     options.setdefault("backend", Echo())
-    return Service(settings=Settings(home=Path("none"), user_home=Path("none")), **options)
+    options.setdefault("settings", Settings(home=HOME, user_home=HOME))
+    return Service(**options)
 
 
 @dataclass
