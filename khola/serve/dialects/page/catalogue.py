@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from khola.cards import catalogue
 from khola.cards.card import Licence, Parent
-from khola.errors import KholaError
+from khola.errors import KholaError, NotFound
 from khola.serve.backend import ModelState
 from khola.serve.body import json_response, meant, read_json
 from khola.serve.operation import Operation
@@ -179,7 +179,8 @@ def _catalogue(service: Service, models: list[ModelState]) -> Catalogue:
 def _plan(service: Service, model: str) -> dict[str, Any]:
     from khola.api.fit import fit
 
-    catalogue.card(model)  # a name of the catalogue, never a path
+    if model not in catalogue.cards():  # a name of the catalogue, never a path
+        raise NotFound("there is no {key!r} here", key=model[:80])
     plan = fit(model, settings=service.settings)
     names = ("name", "implemented", "parameters", "active_parameters", "trained_context", "context", "best", "relatives", "choices")
     built = {name: value for name, value in asdict(plan).items() if name in names}
