@@ -22,7 +22,7 @@ test: fast
 	$(BIN)/python -m pytest -m "slow and not soak" -n $(WORKERS) --dist loadfile
 
 fast: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+	$(BIN)/python -m pytest -m "not slow and not soak" -n $(WORKERS)
 
 check: $(VENV)/dev.stamp
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
