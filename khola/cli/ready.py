@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import time
 from collections.abc import Iterator
@@ -33,10 +32,11 @@ def ready_model(name: str, talk: Talk, *, yes: bool = False, **options: Any) -> 
         NotPulled: the model is not here and nobody agreed to fetch it.
     """
     from khola.api import load
+    from khola.api.garbage import uncollected
 
     def timed() -> tuple[Model, float]:
         start = time.perf_counter()
-        with _no_collection():
+        with uncollected():
             return load(name, settings=talk.settings, tell=talk.say, **options), time.perf_counter() - start
 
     try:
@@ -53,17 +53,6 @@ def ready_model(name: str, talk: Talk, *, yes: bool = False, **options: Any) -> 
         yield model, load_s
     finally:
         model.close()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Loading makes half a million objects that stay; looking through them again and again for garbage takes a tenth of its time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def say_header(model: Model | Remote, talk: Talk, load_s: float) -> None:

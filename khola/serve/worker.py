@@ -5,13 +5,11 @@ The process ends when the socket does: whoever started it closed it, or died. Wh
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +30,6 @@ BROKEN_EXIT = 65
 """Exit status after a frame that no message follows."""
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Loading makes half a million objects that stay; looking for garbage among them takes a tenth of its time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def opened(ask: wire.Ask, link: Link, *, network: bool) -> Model:
     """The model that the first message names.
 
@@ -52,6 +39,7 @@ def opened(ask: wire.Ask, link: Link, *, network: bool) -> Model:
     """
     from khola.api import load
     from khola.api.fit import KHOLA_BYTES
+    from khola.api.garbage import uncollected
 
     if not isinstance(ask, wire.Open):
         raise AskedWrong("an engine process is first told which model to open")
