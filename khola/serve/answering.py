@@ -146,7 +146,8 @@ def form_of(given: Mapping[str, Any]) -> Form:
         raise UnknownOption("the form cannot be meant: {detail}", detail=str(error)) from None
     if isinstance(form.schema, str) and not form.schema.lstrip().startswith("{"):
         raise UnknownOption("a schema is a JSON object; expected text that begins with a brace")
-    return msgspec.to_builtins(form)  # type: ignore[no-any-return] # the fields of `Form`, by name and kind
+    fields: Form = msgspec.to_builtins(form)
+    return fields
 
 
 def prepared_chat(model: Model, job: ChatJob) -> Prepared:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import pytest
-from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
@@ -41,15 +39,3 @@ class TestKhola(ChatModelIntegrationTests):
     def model_override_value(self) -> str:
         """The same model, named once more."""
         return os.environ["KHOLA_MODEL"]
-
-    @pytest.mark.xfail(
-        reason="Qwen2.5-Coder writes a call that it decides on itself as bare JSON, without the marks of its own chat format"
-    )
-    def test_agent_loop(self, model: BaseChatModel) -> None:
-        """As in the base class."""
-        super().test_agent_loop(model)
-
-    @pytest.mark.xfail(reason="the schema allows members that it does not name, and a small model adds one")
-    def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
-        """As in the base class."""
-        super().test_structured_output_pydantic_2_v1(model)

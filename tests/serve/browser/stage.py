@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from xss import PAYLOADS
 
@@ -21,6 +22,7 @@ from khola.serve.backend import ChatJob, Cost, Job, ModelState, Piece
 from khola.serve.dialects.page import catalogue
 from khola.serve.echo import Echo
 from khola.serve.guard import Guard
+from khola.serve.pulls import Fetch
 from khola.serve.run import listen, serve
 from khola.serve.service import Service
 from khola.settings import Settings
@@ -32,7 +34,7 @@ NAMES = ("echo", "mirror", "smollm2-135m-instruct", EVIL)
 class Played:
     """The pieces of one answer."""
 
-    def __init__(self, pieces: AsyncIterator[Piece]) -> None:
+    def __init__(self, pieces: AsyncGenerator[Piece, None]) -> None:
         self._pieces = pieces
 
     def __aiter__(self) -> Played:
@@ -43,7 +45,7 @@ class Played:
 
     async def aclose(self) -> None:
         """Stop."""
-        await self._pieces.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await self._pieces.aclose()
 
 
 class Actor(Echo):
@@ -78,14 +80,14 @@ def _end(tokens: int, thinking: int = 0) -> Piece:
     return Piece(finish_reason="stop", cost=Cost(prompt_tokens=12, cached_tokens=0, answer_tokens=tokens, thinking_tokens=thinking))
 
 
-async def _slow(job: ChatJob) -> AsyncIterator[Piece]:
+async def _slow(job: ChatJob) -> AsyncGenerator[Piece, None]:
     for number in range(200):
         await asyncio.sleep(0.05)
         yield Piece(text=f"word{number} ")
     yield _end(200)
 
 
-async def _think(job: ChatJob) -> AsyncIterator[Piece]:
+async def _think(job: ChatJob) -> AsyncGenerator[Piece, None]:
     for word in ("First ", "I ", "weigh ", "it."):
         await asyncio.sleep(0.02)
         yield Piece(thinking=word)
@@ -93,7 +95,7 @@ async def _think(job: ChatJob) -> AsyncIterator[Piece]:
     yield _end(9, 4)
 
 
-async def _tool(job: ChatJob) -> AsyncIterator[Piece]:
+async def _tool(job: ChatJob) -> AsyncGenerator[Piece, None]:
     if job.tools:
         yield Piece(tool_calls=(ToolCall(name="calculate", arguments={"expression": "6*7"}, id="call_1"),))
     else:
@@ -101,24 +103,24 @@ async def _tool(job: ChatJob) -> AsyncIterator[Piece]:
     yield _end(5)
 
 
-async def _after_tool(job: ChatJob) -> AsyncIterator[Piece]:
+async def _after_tool(job: ChatJob) -> AsyncGenerator[Piece, None]:
     yield Piece(text=f"The tool said {job.messages[-1].content}")
     yield _end(6)
 
 
-async def _xss(job: ChatJob) -> AsyncIterator[Piece]:
+async def _xss(job: ChatJob) -> AsyncGenerator[Piece, None]:
     for payload in PAYLOADS:
         yield Piece(text=f"{payload}\n\n", thinking=payload)
     yield _end(300)
 
 
-async def _break(job: ChatJob) -> AsyncIterator[Piece]:
+async def _break(job: ChatJob) -> AsyncGenerator[Piece, None]:
     yield Piece(text="so far ")
     await asyncio.sleep(0.1)
     raise Busy("another process holds {file}", file="it")
 
 
-async def _long(job: ChatJob) -> AsyncIterator[Piece]:
+async def _long(job: ChatJob) -> AsyncGenerator[Piece, None]:
     yield Piece(text=EXAMPLE)
     yield _end(120)
 
@@ -142,12 +144,12 @@ EXAMPLE = """## নদী ও নৌকা
 print("নমস্কার")
 ```
 """
-PARTS: dict[str, Callable[[ChatJob], AsyncIterator[Piece]]] = {
+PARTS: dict[str, Callable[[ChatJob], AsyncGenerator[Piece, None]]] = {
     "slow": _slow, "think": _think, "tool": _tool, "xss": _xss, "break": _break, "long": _long,
 }  # fmt: skip
 
 
-def slow_fetch(settings: Settings) -> Callable[[str, Callable[[Progress], None]], None]:
+def slow_fetch(settings: Settings) -> Fetch:
     """A pull of two seconds."""
 
     def fetch(model: str, tell: Callable[[Progress], None]) -> None:
@@ -162,7 +164,7 @@ def slow_fetch(settings: Settings) -> Callable[[str, Callable[[Progress], None]]
 
 def main(home: Path) -> None:
     """Answer until ended."""
-    catalogue.fetcher = slow_fetch  # type: ignore[assignment]  # the network is not there
+    patch.object(catalogue, "fetcher", slow_fetch).start()  # the network is not there
     sockets = listen("127.0.0.1", 0)
     guard = Guard()
     guard.listens_on(sockets[0].getsockname()[1])
