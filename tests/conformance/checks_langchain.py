@@ -42,11 +42,12 @@ def weather(days: int) -> str:
     return f"sunny for {days}"
 
 
-@pytest.mark.skipif(not ECHO, reason="small models call no tools")
+@pytest.mark.skipif(MODEL.startswith("smollm2"), reason="SmolLM2's chat format has no tools, and the server says so")
 def test_a_tool_that_must_be_called() -> None:
     answer = anthropic().bind_tools([weather], tool_choice="weather").invoke("How is the weather?")
     (call,) = answer.tool_calls
-    assert (call["name"], call["args"]) == ("weather", {"days": 0})
+    assert call["name"] == "weather" and isinstance(call["args"]["days"], int)
+    assert not ECHO or call["args"] == {"days": 0}
 
 
 def test_vectors() -> None:
