@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from khola.api.answer import Answer, Delta
 from khola.cards.catalogue import cards
 from khola.chat.message import Message
 from khola.engine.request import FinishReason, Sampling, Usage
-from khola.errors import AskedWrong, BadText, Busy, Forbidden, KholaError, NoKey, NoSource, TooMany, UnknownModel, UnknownOption
-from khola.fetch.web import refuse_offline
+from khola.errors import AskedWrong, NoSource, UnknownOption
+from khola.fetch.server import connected, object_of, refused, silent
 
 if TYPE_CHECKING:
     import httpx2
 
     from khola.settings import Settings
 
-CONNECT_S, READ_S = 5.0, 60.0
-"""A server that lives says so every ten seconds."""
-LONGEST_LINE = 16 << 20
 LOCAL = {
     "context": None, "interpreter": "auto", "cache": "auto", "stream": False, "second_token": False, "precise": False,
     "trust_template": False,
@@ -34,7 +29,6 @@ LOCAL = {
 UNTOLD = {"logprobs": None, "speculate": "auto", "regex": None, "choice": None}
 """Options that the chat route has no place for, at the values that ask for nothing."""
 _ENDS: dict[str, FinishReason] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
-_KINDS: dict[int, type[KholaError]] = {400: AskedWrong, 401: NoKey, 403: Forbidden, 404: UnknownModel, 429: TooMany, 503: Busy}
 
 
 @contextmanager
@@ -57,7 +51,7 @@ def reached(server: str, name: str, settings: Settings, parameters: Mapping[str,
                 raise UnknownOption("{option} is for models that this program loads", hint="give it to `khola serve`", option=said)
             raise UnknownOption("{option} cannot be asked of a server", hint="leave --server or {option} out", option=said)
     start = time.perf_counter()
-    with _client(server, settings) as client:
+    with connected(server, settings) as client:
         model = Remote(client, name or _only_model(client), parameters)
         yield model, time.perf_counter() - start
 
@@ -134,9 +128,9 @@ class RemoteStream(Iterator[Delta]):
             if self._answer.status_code != 200:
                 self._answer.read()
         except httpx2.HTTPError as wrong:
-            raise _silent(self._server, wrong) from wrong
+            raise silent(self._server, wrong) from wrong
         if self._answer.status_code != 200:
-            raise _refused(self._server, self._answer.status_code, self._answer.content)
+            raise refused(self._server, self._answer.status_code, self._answer.content)
         self._lines = self._answer.iter_lines()
 
     def __next__(self) -> Delta:
@@ -154,16 +148,16 @@ class RemoteStream(Iterator[Delta]):
                 if line.startswith("data: ") and (delta := self._read(line.removeprefix("data: "))) is not None:
                     return delta
         except httpx2.HTTPError as wrong:
-            raise _silent(self._server, wrong) from wrong
+            raise silent(self._server, wrong) from wrong
         raise NoSource("{server} stopped before the answer was whole", hint="ask again", server=self._server)
 
     def _read(self, data: str) -> Delta | None:
         """What one event says; the last delta waits for the counts, which come in an event of their own."""
         if data == "[DONE]":
             return self._end({}) if self._reason else None
-        event = _object(data, self._server)
+        event = object_of(data, self._server)
         if "error" in event:
-            raise _refused(self._server, 500, data.encode())
+            raise refused(self._server, 500, data.encode())
         if event.get("usage"):
             return self._end(event["usage"])
         choice: dict[str, Any] = next(iter(event.get("choices") or ()), {})
@@ -194,36 +188,6 @@ class RemoteStream(Iterator[Delta]):
         self._answer.close()
 
 
-@contextmanager
-def _client(server: str, settings: Settings) -> Iterator[httpx2.Client]:
-    """A client of a server; the key goes there and nowhere else."""
-    import httpx2
-
-    address = (server if "://" in server else f"http://{server}").rstrip("/").removesuffix("/v1")
-    try:
-        parts = urlsplit(address)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and parts.port != 0
-    except ValueError:
-        fine = False
-    if not fine:
-        raise AskedWrong("{server} is no address of a server", hint="expected one like http://127.0.0.1:11500", server=server)
-    here = _is_here(parts.hostname or "")
-    if not here:
-        refuse_offline(settings.offline, address)
-    key = {"authorization": f"Bearer {settings.server_key}"} if settings.server_key else {}
-    timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
-    with httpx2.Client(base_url=address, headers=key, timeout=timeout, trust_env=not here) as client:
-        yield client
-
-
-def _is_here(host: str) -> bool:
-    """Whether a host is this machine: no network is needed, and no proxy asked."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _only_model(client: httpx2.Client) -> str:
     """The model that a server offers, where it offers one."""
     import httpx2
@@ -232,10 +196,10 @@ def _only_model(client: httpx2.Client) -> str:
     try:
         answer = client.get("/v1/models")
     except httpx2.HTTPError as wrong:
-        raise _silent(server, wrong) from wrong
+        raise silent(server, wrong) from wrong
     if answer.status_code != 200:
-        raise _refused(server, answer.status_code, answer.content)
-    found = [str(model["id"]) for model in _object(answer.text, server).get("data") or ()]
+        raise refused(server, answer.status_code, answer.content)
+    found = [str(model["id"]) for model in object_of(answer.text, server).get("data") or ()]
     if len(found) != 1:
         known = ", ".join(found) or "-"
         raise AskedWrong("{server} offers {count} models", hint="name one of them: {known}", server=server, count=len(found), known=known)
@@ -273,30 +237,3 @@ def _text(path: Path) -> str:
         raise AskedWrong("{file} cannot be read: {why}", file=str(path), why=wrong.strerror) from wrong
     except UnicodeDecodeError as wrong:
         raise AskedWrong("{file} is not UTF-8: byte {at}", file=str(path), at=wrong.start) from None
-
-
-def _object(text: str, server: str) -> dict[str, Any]:
-    """A JSON object that a server sent."""
-    try:
-        found = json.loads(text) if len(text) <= LONGEST_LINE else None
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise BadText("{server} sent something that is no JSON object; is it a khola server?", server=server)
-    return found
-
-
-def _silent(server: str, wrong: Exception) -> NoSource:
-    why = str(wrong) or type(wrong).__name__
-    return NoSource(
-        "{server} does not answer: {why}", hint="`khola serve` starts a server; --server says where it is", server=server, why=why
-    )
-
-
-def _refused(server: str, status: int, raw: bytes) -> KholaError:
-    """What a server refused, in its own words."""
-    told = _object(raw.decode("utf-8", "replace"), server).get("error")
-    message = told.get("message") if isinstance(told, dict) else told
-    if status == 401:
-        return NoKey("{server} refused: {why}", hint="put the key into KHOLA_KEY", server=server, why=message)
-    return _KINDS.get(status, NoSource)("{server} refused: {why}", server=server, why=message)
