@@ -7,7 +7,7 @@ Shapes    T tokens of a text, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 
@@ -107,7 +107,7 @@ def compare(
     judged: dict[str, _Judged] = {}
     for name, text in (texts or judging_texts()).items():
         ids = _ids(first.tokenizer, text)
-        pieces = list(_logprobs(first, ids))
+        pieces = list(text_logprobs(first, ids))
         judged[name] = _Judged(
             ids=ids, logprobs_TV=np.concatenate([piece.astype(np.float16) for piece in pieces]), losses_T=_losses(pieces, ids)
         )
@@ -155,10 +155,10 @@ def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return ids
 
 
-def _logprobs(loaded: Loaded, ids: tuple[int, ...]) -> Iterator[Floats]:
-    """Log-probabilities of what follows each token but the last, in chunks of rows, [t, V]."""
+def text_logprobs(loaded: Loaded, ids: Sequence[int], runner: ModelRunner | None = None) -> Iterator[Floats]:
+    """Log-probabilities of what follows each token but the last, in chunks of rows, [t, V]; a runner of one's own has room for all ids."""
     pages = range(-(-len(ids) // PAGE_TOKENS))
-    runner = ModelRunner(loaded, len(pages), num_states=2)
+    runner = runner or ModelRunner(loaded, len(pages), num_states=2)
     for start in range(0, len(ids) - 1, CHUNK_TOKENS):
         some = ids[start : min(start + CHUNK_TOKENS, len(ids) - 1)]
         (rows,) = runner.logits([Part(some, start, pages, range(len(some)), states=in_turn(start // CHUNK_TOKENS))])
@@ -178,7 +178,7 @@ def _against(loaded: Loaded, judged: _Judged) -> tuple[Floats, Floats, Floats]:
     """Losses, KL divergences and agreements of every predicted token."""
     losses, kls, agreed = [], [], []
     at = 0
-    for rows in _logprobs(loaded, judged.ids):
+    for rows in text_logprobs(loaded, judged.ids):
         before = judged.logprobs_TV[at : at + len(rows)].astype(np.float32)
         losses.append(-rows[np.arange(len(rows)), judged.ids[at + 1 : at + 1 + len(rows)]])
         agreed.append((before.argmax(axis=1) == rows.argmax(axis=1)).astype(np.float32))
