@@ -42,7 +42,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Encoder) -> list[int]:
     Raises:
         BadTokenizer: the vocabulary lacks a control token of the format, or plain text came out as one.
     """
-    ids = _ids_of(prompt.parts, tokenizer)
+    ids = ids_of(prompt.parts, tokenizer)
     bos = tokenizer.bos_id
     return [bos, *ids] if tokenizer.adds_bos and bos is not None and ids[:1] != [bos] else ids
 
@@ -55,7 +55,7 @@ def answer_runs(prompt: Prompt, ids: Sequence[int], tokenizer: Encoder, ends: Co
         ids: of the prompt.
         ends: tokens that end an answer.
     """
-    opening = _ids_of(prompt.opening, tokenizer)
+    opening = ids_of(prompt.opening, tokenizer)
     runs: list[range] = []
     for place, token in enumerate(ids):
         first = place + 1
@@ -68,8 +68,8 @@ def answer_runs(prompt: Prompt, ids: Sequence[int], tokenizer: Encoder, ends: Co
     return tuple(runs)
 
 
-def _ids_of(parts: Sequence[Part], tokenizer: Encoder) -> list[int]:
-    """Ids of parts, without a beginning-of-text token that none of them is."""
+def ids_of(parts: Sequence[Part], tokenizer: Encoder) -> list[int]:
+    """Ids of parts, without a beginning-of-text token that none of them is; errors as `prompt_ids`."""
     ids: list[int] = []
     for part in joined(_spelled(part, tokenizer) if isinstance(part, Control) else part for part in parts):
         if isinstance(part, Control):

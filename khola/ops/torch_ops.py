@@ -149,7 +149,10 @@ class TorchOps:
         return functional.embedding(torch.as_tensor(ids_T, dtype=torch.long, device=self.device), table.data)
 
     def linear(self, x_TN: Tensor, weight: Weight) -> Tensor:
-        """x times the transposed weight, plus its bias."""
+        """x times the transposed weight, plus its bias; a weight with an adapter, or in groups, makes its product itself."""
+        if not isinstance(weight.data, Tensor):
+            product: Tensor = weight.data.product(x_TN, weight.bias, self)
+            return product
         return functional.linear(x_TN, weight.data, weight.bias)
 
     def rms_norm(self, x: Tensor, weight: Weight, eps: float, plus_one: bool = False) -> Tensor:

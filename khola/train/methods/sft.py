@@ -1,0 +1,129 @@
+"""Supervised fine-tuning: the words of the assistant, or a text, are made more likely.
+
+A row is one of
+
+    {"messages": [{"role", "content", ...}, ...], "tools": [...]}     only what the assistant says is learned
+    {"prompt": "...", "completion": "..."}                            only the completion is learned, with the token that ends a text
+    {"text": "..."}                                                   all of it, with the token that ends a text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import msgspec
+
+from khola.chat.message import Tool
+from khola.data.packing import Batch, Packed, Sample
+from khola.data.rows import Row, read_rows
+from khola.errors import BadRow, KholaError
+from khola.train.config import Strict
+from khola.train.dialogue import continued, messages_of, taught
+from khola.train.methods import Loss, Setup
+from khola.train.model import Trainee
+
+NAME = "sft"
+
+
+class Config(Strict, frozen=True):
+    """The table [sft]."""
+
+    turns: Literal["all", "last"] = "all"
+    """Which answers of a conversation are learned."""
+
+
+def samples(setup: Setup) -> list[Sample]:
+    """All rows as sequences.
+
+    Raises:
+        BadRow: a row is broken, teaches nothing, or is too long.
+    """
+    found: list[Sample] = []
+    left: list[str] = []
+    for row in read_rows(setup.files):
+        try:
+            made = _sequences(row, setup)
+        except BadRow:
+            raise
+        except KholaError as problem:
+            raise row.located(problem) from None
+        for sample in made:
+            fitted = fit(sample, row, setup)
+            if fitted is None:
+                left.append(f"{row.file}:{row.line}")
+            else:
+                found.append(replace(fitted, where=f"{row.file}:{row.line}"))
+    if left:
+        setup.tell(
+            "{count} sequences are longer than {limit} tokens and are left out: {places}",
+            count=len(left),
+            limit=setup.max_tokens,
+            places=", ".join(left[:5]) + (", …" if len(left) > 5 else ""),
+        )
+    return found
+
+
+def source(samples: Sequence[Sample], setup: Setup, model: Trainee) -> Packed:
+    """Batches of whole sequences."""
+    return Packed(
+        samples,
+        tokens=setup.batch_tokens,
+        seed=setup.seed,
+        epochs=setup.epochs,
+        accumulate=setup.accumulate,
+        rank=setup.rank,
+        world=setup.world,
+    )
+
+
+def loss(model: Trainee, batch: Batch, config: Config) -> Loss:
+    """The sum of -log p over the learned tokens."""
+    return Loss(sum=model.cross_entropy(batch))
+
+
+def fit(sample: Sample, row: Row, setup: Setup) -> Sample | None:
+    """A sequence of at most `max_tokens`; None where it is left out.
+
+    Raises:
+        BadRow: it is too long and nothing else was asked for, or nothing in it is learned.
+    """
+    if len(sample.ids) > setup.max_tokens:
+        if setup.too_long == "leave_out":
+            return None
+        if setup.too_long == "refuse":
+            raise BadRow(
+                "{file}, line {line}: {tokens} tokens; at most {limit} are read",
+                hint="raise packing.length, or let packing.too_long be cut or leave_out",
+                **row.place,
+                tokens=len(sample.ids),
+                limit=setup.max_tokens,
+            )
+        sample = replace(sample, ids=sample.ids[: setup.max_tokens], learned=sample.learned[: setup.max_tokens])
+    if not sample.learned[1:].any():
+        raise BadRow("{file}, line {line}: no token of this row would be learned", **row.place)
+    return sample
+
+
+def _sequences(row: Row, setup: Setup) -> list[Sample]:
+    """The sequences of one row."""
+    model, tokenizer = setup.model, setup.model.tokenizer
+    if "messages" in row.value:
+        row.only(("messages", "tools"))
+        tools = _tools(row.value.get("tools") or [], row)
+        return taught(model.format, tokenizer, messages_of(row.value["messages"]), tools, only_last=setup.config.turns == "last")
+    end = min(tokenizer.end_ids) if tokenizer.end_ids else None
+    if "prompt" in row.value or "completion" in row.value:
+        row.only(("prompt", "completion"))
+        prompt = continued([], row.text("prompt"), tokenizer, None).ids.tolist()
+        return [continued(prompt, row.text("completion"), tokenizer, end)]
+    row.only(("text",))
+    return [continued([], row.text("text"), tokenizer, end)]
+
+
+def _tools(found: Any, row: Row) -> list[Tool]:
+    try:
+        return [msgspec.convert(one.get("function", one), Tool) for one in found]
+    except (msgspec.ValidationError, AttributeError, TypeError) as problem:
+        raise BadRow("{file}, line {line}: tools: {reason}", **row.place, reason=str(problem)) from None
