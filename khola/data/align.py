@@ -10,6 +10,7 @@ Source   chunks and their debiasing: approximate likelihood matching, arXiv:2503
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -154,6 +155,15 @@ def boundary_tokens(vocabulary: Vocabulary) -> NDArray[np.bool_]:
     for index in range(vocabulary.size):
         starts[index] = index in vocabulary.control_ids or vocabulary.token_bytes(index)[:1] in _FIRSTS
     return starts
+
+
+def vocabulary_hash(vocabulary: Vocabulary) -> str:
+    """SHA-256 of what every token spells, in order: vocabularies that share it share their ids."""
+    digest = hashlib.sha256()
+    for index in range(vocabulary.size):
+        raw = vocabulary.token_bytes(index)
+        digest.update(len(raw).to_bytes(4, "little") + raw)
+    return digest.hexdigest()
 
 
 _FIRSTS = frozenset(bytes([byte]) for byte in BOUNDARIES)

@@ -104,6 +104,7 @@ def prepare(run: Run, settings: Settings, tell: Tell, group: Group | None = None
         rank=group.rank,
         world=group.world,
         tell=tell,
+        settings=settings,
     )
     samples = method.samples(setup)
     if not any(sample.learned[1:].any() for sample in samples):

@@ -19,7 +19,7 @@ from khola.api.model import Model
 from khola.api.quality import text_logprobs
 from khola.chat.formats import Format, format_named
 from khola.chat.message import Message
-from khola.data.align import boundary_tokens
+from khola.data.align import boundary_tokens, vocabulary_hash
 from khola.engine.runner import ModelRunner
 from khola.errors import ContextOverflow, NoTemplate
 from khola.fetch.disk import sha256_of
@@ -113,7 +113,7 @@ def spoken(question: Question, tokenizer: Tokenizer, chat: Format | None, *, tex
     closed = bool(question.messages) or end is not None
     ids = sample.ids.tolist()
     pieces = [tokenizer.token_bytes(token) for token in ids[first : len(ids) - closed]]
-    if tokenizer.strips_space and pieces and pieces[0].startswith(b" "):
+    if tokenizer.strips_space and b"".join(pieces) == b" " + text.encode():
         pieces[0] = pieces[0][1:]
     lengths = (*(len(piece) for piece in pieces), *([1] if closed else []))
     return Spoken(ids_T=sample.ids, first=first, closed=closed, text=b"".join(pieces).decode("utf-8", "replace"), lengths=lengths)
@@ -144,7 +144,8 @@ class LocalTeacher:
         """Its name, its files' hashes, and what is told."""
         files = {Path(file).name: sha256_of(Path(file)) for file in self._loaded.files}
         told = {"top": self._wanted.top, "boundary": self._wanted.boundary, "sampling": dict(self._wanted.sampling)}
-        return {"teacher": self._loaded.name, "files": files, "interpreter": self._loaded.ops.name, **told}
+        kind = {"interpreter": self._loaded.ops.name, "vocabulary": vocabulary_hash(self.tokenizer)}
+        return {"teacher": self._loaded.name, "files": files, **kind, **told}
 
     def answers(self, questions: Sequence[Question]) -> list[Opinion]:
         """Scores texts one by one, and writes side by side.

@@ -23,9 +23,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from khola.errors import BadFiles, HashMismatch
+from khola.errors import BadFiles, HashMismatch, MissingFile
 from khola.store.atomic import atomic_file
 from khola.store.safetensors import SafetensorsFile, read_safetensors, write_safetensors
+from khola.store.strict_json import load_object
 from khola.train.opinion import Opinion, Question
 
 FORMAT = "khola-teacher-1"
@@ -52,6 +53,8 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        self.header = dict(header)
+        """What the answers depend on besides the question."""
         told = json.dumps({"format": FORMAT, **header}, sort_keys=True, ensure_ascii=False, indent=1)
         self._digest = hashlib.sha256(told.encode()).hexdigest()
         self.folder = folder / self._digest[:16]
@@ -67,6 +70,22 @@ class TeacherCache:
             raise BadFiles("{file} tells of another teacher than its folder is named after", hint="remove the folder", file=str(head))
         for path in sorted(self.folder.glob("*.safetensors")):
             self._take(path)
+
+    @classmethod
+    def opened(cls, folder: Path) -> TeacherCache:
+        """The cache that lies in a folder of its own; errors as for a new one.
+
+        Raises:
+            MissingFile: there is none.
+        """
+        head = folder / "header.json"
+        if not head.is_file():
+            raise MissingFile("{folder} holds no answers of a teacher", hint="run khola distil again", folder=str(folder))
+        told = load_object(head)
+        found = cls(folder.parent, {name: value for name, value in told.items() if name != "format"})
+        if found.folder != folder:
+            raise BadFiles("{file} tells of another teacher than its folder is named after", hint="remove the folder", file=str(head))
+        return found
 
     def __len__(self) -> int:
         return len(self._known) + len(self._waiting)

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from khola.data.packing import Batch, Sample
+    from khola.settings import Settings
     from khola.train.model import Trainee
 
-NAMES = ("sft",)
+NAMES = ("sft", "distil")
 """Methods that there are; one module each."""
 
 
@@ -79,6 +80,8 @@ class Setup:
     """Processes that train together, and which of them this is."""
     tell: Callable[..., None]
     """Hears what is unusual, but harmless."""
+    settings: Settings | None = None
+    """Where models lie, for methods that ask another one."""
 
 
 class Source(Protocol):
