@@ -279,6 +279,12 @@ class HashMismatch(BadFiles):
     code = "hash_mismatch"
 
 
+class BadLineage(BadFiles):
+    """A record of who was made from whom is damaged, or does not agree with the files or records that it names."""
+
+    code = "bad_lineage"
+
+
 class BadManifest(BadFiles):
     """The record beside a model's files is damaged, or names files that no record may name."""
 
@@ -331,6 +337,18 @@ class Forbidden(KholaError):
     exit_code = 5
     http_status = 403
     code = "forbidden"
+
+
+class LicenceForbids(Forbidden):
+    """A licence of what a model is to be made from does not allow it, or not under this name."""
+
+    code = "licence_forbids"
+
+
+class UnknownLicence(Forbidden):
+    """Nothing says under which licence this stands, so nothing is allowed."""
+
+    code = "unknown_licence"
 
 
 class Offline(Forbidden):

@@ -9,42 +9,30 @@ that makes the same model.
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from khola.cards.card import Card
 from khola.errors import AskedWrong
-from khola.fetch.disk import Disk, LocalDisk, check_room, existing, sha256_of, writing
-from khola.fetch.library import VERSION, Entry, Library, Manifest, ManifestFile, ManifestParent, write_manifest
-from khola.fetch.locks import locked
-from khola.fetch.places import model_folder, model_name_from
+from khola.fetch.disk import Disk, LocalDisk, check_room, existing, sha256_of
+from khola.fetch.library import Entry, Library, ManifestParent
+from khola.fetch.places import model_name_from
 from khola.fetch.progress import Meter, Progress, unheard
 from khola.loader.exported import FolderParts, GgufParts, as_folder, as_gguf
 from khola.loader.find import Located, find
-from khola.native.probe import usable_cores
+from khola.loader.written import HEADER_BYTES, drafting, manifest_of, place_of, publish, workers, write_parts
 from khola.settings import Settings
 from khola.store.convert import converted
-from khola.store.gguf import write_gguf
-from khola.store.grouped import quantization_config, write_tensors
-from khola.store.recipes import RECIPES, Choice, Container, Recipe, choose, keep_from, recipe_named
+from khola.store.grouped import SHARD_BYTES
+from khola.store.recipes import RECIPES, Choice, Container, choose, keep_from, recipe_named
 from khola.store.stored import StoredTensor
 
 Say = Callable[..., None]
-WEIGHTS = "model.safetensors"
-HEADER_BYTES = 32 << 20
-"""Room for a header: names, shapes and a vocabulary; the largest published ones take half of it."""
 _FULL = ("F64", "F32", "F16", "BF16")
 
 
@@ -74,22 +62,6 @@ class Quantised:
         return 8 * self.bytes / max(1, self.weights)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where a model will lie."""
-
-    name: str
-    final: Path
-    """Of the model's folder, or of the file or folder that was asked for."""
-    listed: bool
-    """In the library."""
-
-    @property
-    def draft(self) -> Path:
-        """A hidden folder beside it."""
-        return self.final.with_name(f".{self.final.name}.part")
-
-
 def quantise(
     name: str,
     *,
@@ -98,6 +70,8 @@ def quantise(
     keep: Sequence[str] = (),
     new_name: str = "",
     output: Path | None = None,
+    into: Container | None = None,
+    shard_bytes: int = SHARD_BYTES,
     progress: Callable[[Progress], None] | None = None,
     say: Say = unheard,
     disk: Disk | None = None,
@@ -110,6 +84,8 @@ def quantise(
         keep: "REGEX=FORMAT": the format of tensors whose names in the lab's checkpoint the pattern finds.
         new_name: in the library; by default the source's name and the format.
         output: a GGUF file or a folder to write instead of an entry of the library.
+        into: "gguf" or "safetensors"; by default what the format is made for, or what the source is.
+        shard_bytes: of a safetensors file, at most.
         progress: hears how many bytes are made.
         say: hears what is unusual: a source that lost precision before, tensors that another format takes.
         disk: asked for free room.
@@ -123,17 +99,17 @@ def quantise(
     """
     recipe, disk = recipe_named(to), disk or LocalDisk()
     located = find(name, settings)
-    container: Container = recipe.container or ("safetensors" if located.path.is_dir() else "gguf")
+    container: Container = into or recipe.container or ("safetensors" if located.path.is_dir() else "gguf")
+    if recipe.container not in (None, container):
+        raise AskedWrong("{format} is no format of {container} files", format=to, container=container)
     keeps = [keep_from(text, container) for text in keep]
-    place = _place(located, to.lower().replace("-", "_"), container, new_name, output, settings)
-    if place.final.exists():
-        raise AskedWrong("{path} is here already", hint="remove it, or give another name with --name", path=str(place.final))
+    place = place_of(_name(located, to), new_name, container, output, settings)
     parts = as_gguf(located.path, place.name) if container == "gguf" else as_folder(located.path)
     with closing(_Closing(parts.close)):
         shapes = {tensor: stored.shape for tensor, stored in parts.tensors}
         choice = choose(recipe, shapes, keeps)
         _tell(located.name, parts.tensors, choice, say)
-        with locked(place.draft.with_suffix(".lock")), _drafting(place), _workers(settings) as executor:
+        with drafting(place), workers(settings) as executor:
             meter = Meter(file=place.name, tell=progress)
             tensors = [
                 _counted(converted(stored, choice.kinds[tensor], executor, count=meter.add), parts) for tensor, stored in parts.tensors
@@ -141,15 +117,17 @@ def quantise(
             total = sum(stored.nbytes for stored in tensors)
             check_room(disk, existing(place.final.parent), total + HEADER_BYTES)
             meter.start("quantise", 0, total)
-            _write(parts, tensors, place, recipe)
+            write_parts(parts, tensors, place, recipe, shard_bytes)
             meter.end()
             kinds = dict(Counter(choice.kinds.values()).most_common())
             licences = _licences(located, settings)
-            _publish(place, _record(place, located, parts.tensors, licences, to) if place.listed else None, container, disk)
+            card = located.card.name if located.card else ""
+            record = manifest_of(place, [_parent(located, parts.tensors)], licences, to, card) if place.listed else None
+            path = publish(place, record, container, disk)
     entry = Library(settings, disk).find(place.name) if place.listed else None
     return Quantised(
         name=place.name,
-        path=place.final / f"{place.name}.gguf" if place.listed and container == "gguf" else place.final,
+        path=path,
         source=located,
         recipe=to,
         kinds=kinds,
@@ -167,15 +145,10 @@ class _Closing:
         self.close = close
 
 
-def _place(located: Located, to: str, container: Container, new_name: str, output: Path | None, settings: Settings) -> _Place:
-    """Where the new model will lie; its name loses the format that the source's name ends in."""
+def _name(located: Located, to: str) -> str:
+    """The new model's name: the source's, without the format that it may end in, and the format."""
     base = re.sub(rf"[-._]({'|'.join(RECIPES)})$", "", model_name_from(located.name))
-    name = new_name or f"{base}-{to}"
-    if output is None:
-        return _Place(name=name, final=model_folder(settings.models, name), listed=True)
-    if container == "gguf" and output.suffix.lower() != ".gguf":
-        raise AskedWrong("{path}: the name of a GGUF file must end in .gguf", path=str(output))
-    return _Place(name=new_name or model_name_from(output.stem), final=output.expanduser().absolute(), listed=False)
+    return f"{base}-{to.lower().replace('-', '_')}"
 
 
 def _tell(name: str, tensors: Sequence[tuple[str, StoredTensor]], choice: Choice, say: Say) -> None:
@@ -196,32 +169,6 @@ def _tell(name: str, tensors: Sequence[tuple[str, StoredTensor]], choice: Choice
         )
 
 
-@contextmanager
-def _drafting(place: _Place) -> Iterator[None]:
-    """An empty hidden folder to write into, which is gone in the end, however it ends; the lock of the place is held."""
-    with writing(place.draft):
-        _remove(place.draft)
-        place.draft.mkdir(parents=True)
-    try:
-        yield
-    finally:
-        _remove(place.draft)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _workers(settings: Settings) -> Iterator[Executor]:
-    """Threads that make pieces; when something goes wrong they end without the pieces that have not begun."""
-    executor = ThreadPoolExecutor(settings.threads or usable_cores())
-    try:
-        yield executor
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 def _counted(stored: StoredTensor, parts: GgufParts | FolderParts) -> StoredTensor:
     """The tensor, whose source is given back to the system when its bytes are made."""
 
@@ -233,28 +180,6 @@ def _counted(stored: StoredTensor, parts: GgufParts | FolderParts) -> StoredTens
     return replace(stored, load=load)
 
 
-def _write(parts: GgufParts | FolderParts, tensors: Sequence[StoredTensor], place: _Place, recipe: Recipe) -> None:
-    """Write the model into its draft."""
-    if isinstance(parts, GgufParts):
-        write_gguf(place.draft / f"{place.name}.gguf", _metadata(parts.metadata, recipe), tensors)
-        return
-    kinds = [stored.kind for stored in tensors]
-    config = dict(parts.config)
-    if any(kind.startswith("INT") for kind in kinds):
-        config["quantization_config"] = quantization_config(kinds)
-    documents = parts.documents | {"config.json": json.dumps(config, ensure_ascii=False, indent=1).encode() + b"\n"}
-    for name, data in documents.items():
-        with writing(place.draft / name):
-            (place.draft / name).write_bytes(data)
-    write_tensors(place.draft / WEIGHTS, tensors, {"format": "pt"})
-
-
-def _metadata(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The source's keys, without those of an earlier quantisation and with those of this one."""
-    kept = {key: value for key, value in found.items() if not key.startswith(("quantize.", "split.")) and key != "general.file_type"}
-    return kept | {"general.file_type": np.uint32(recipe.file_type), "general.quantization_version": np.uint32(2)}
-
-
 def _licences(located: Located, settings: Settings) -> tuple[str, ...]:
     """Licences of the source: of its card, or those that it inherited itself."""
     card: Card | None = located.card
@@ -264,39 +189,12 @@ def _licences(located: Located, settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*own, *inherited)))
 
 
-def _record(place: _Place, located: Located, tensors: Sequence[tuple[str, StoredTensor]], licences: tuple[str, ...], to: str) -> Manifest:
-    """The record of the new model: its files with their hashes, its parent, its licences."""
+def _parent(located: Located, tensors: Sequence[tuple[str, StoredTensor]]) -> ManifestParent:
+    """The source, as the record of the new model names it."""
     formats = Counter(stored.kind.lower() for _, stored in tensors if len(stored.shape) > 1).most_common()
-    parent = ManifestParent(
+    return ManifestParent(
         name=located.name,
         how="quantised",
         format=", ".join(kind for kind, _ in formats),
         sha256=sha256_of(located.path) if located.path.is_file() else "",
     )
-    files = [
-        ManifestFile(
-            path=file.name,
-            bytes=file.stat().st_size,
-            sha256=sha256_of(file),
-            format=to if file.suffix in (".gguf", ".safetensors") else "",
-        )
-        for file in sorted(place.draft.iterdir())
-    ]
-    return Manifest(
-        version=VERSION,
-        name=place.name,
-        files=tuple(files),
-        card=located.card.name if located.card else "",
-        pulled=datetime.now(UTC).isoformat(timespec="seconds"),
-        parents=(parent,),
-        licences=licences,
-    )
-
-
-def _publish(place: _Place, record: Manifest | None, container: Container, disk: Disk) -> None:
-    """Give the draft its place in one step."""
-    if record is not None:
-        write_manifest(place.draft, record, disk)
-    made = place.draft if record is not None or container == "safetensors" else place.draft / f"{place.name}.gguf"
-    with writing(place.final):
-        disk.replace(made, place.final)

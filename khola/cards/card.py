@@ -55,10 +55,28 @@ class Licence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The same in Bengali."""
     verified: bool = True
     """Whether the text was read for this record."""
+    outputs_clause: str = ""
+    """Where the text says what its outputs may train, for instance "section 1.b.v"."""
+    weights_clause: str = ""
+    """Where it says what is asked of models that are made from the weights."""
+    exempt: tuple[str, ...] = ()
+    """Licences whose derived models its outputs may train, although they may train no others."""
+    students_derived: bool = False
+    """Whether a model that was trained on its outputs counts as derived from it, so that everything it asks passes on."""
+    outputs_duties: tuple[str, ...] = ()
+    """What it asks of a model that was trained on nothing but its outputs, a sentence each."""
+    outputs_duties_bn: tuple[str, ...] = ()
+    """The same in Bengali."""
+    share_alike: bool = False
+    """Whether what is made from it must stand under the same licence."""
 
     def told_duties(self, language: str = "en") -> tuple[str, ...]:
         """Its duties in one language."""
         return self.duties_bn if language == "bn" and self.duties_bn else self.duties
+
+    def told_outputs_duties(self, language: str = "en") -> tuple[str, ...]:
+        """Its duties towards models that were trained on its outputs, in one language."""
+        return self.outputs_duties_bn if language == "bn" and self.outputs_duties_bn else self.outputs_duties
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

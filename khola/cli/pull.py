@@ -105,9 +105,9 @@ def _approved(offer: Offer, talk: Talk, yes: bool) -> bool:
 
 
 def _tell(offer: Offer, talk: Talk) -> None:
-    from khola.cli.licence_words import licence_sentences
     from khola.cli.tables import size
     from khola.fetch.listing import reason_text
+    from khola.lineage.sentences import licence_sentences
 
     order = offer.order
     formats = ", ".join(sorted({file.format for file in order.files if file.format})) or "-"
@@ -126,7 +126,7 @@ def _tell(offer: Offer, talk: Talk) -> None:
     if offer.licence is None:
         talk.say("licence: khola has no card for this source; read what its publisher says")
         return
-    first, *others = licence_sentences(offer.licence, talk)
+    first, *others = licence_sentences(offer.licence, talk.language)
     talk.say("licence: {licence}: {commercial}; {url}", licence=offer.licence.name, commercial=first, url=offer.licence.url)
     if offer.licence.commercial != "yes":
         for sentence in others:

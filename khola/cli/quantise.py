@@ -81,8 +81,8 @@ def _report(model: str, made: Quantised, interpreter: str, talk: Talk) -> Report
 def _print_made(made: Quantised, talk: Talk) -> None:
     """Size, formats, and what the licence asks of whoever passes it on."""
     from khola.cards.catalogue import licence
-    from khola.cli.licence_words import licence_sentences
     from khola.cli.tables import size
+    from khola.lineage.sentences import licence_sentences
 
     talk.say(
         "{name}: {size}, {bits} bits a weight ({kinds})",
@@ -97,7 +97,7 @@ def _print_made(made: Quantised, talk: Talk) -> None:
         record = licence(key)
         talk.say("it inherits the licence {name}: {address}", name=record.name, address=record.url)
         if not talk.quiet:
-            for sentence in licence_sentences(record, talk):
+            for sentence in licence_sentences(record, talk.language):
                 print(f"- {sentence}", file=talk.err)
 
 

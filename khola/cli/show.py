@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from khola.cards.card import Card
     from khola.cards.sizes import Sizes
 
-HOW = {
-    "fine-tuned": "fine-tuned",
-    "initialised": "initialised",
-    "distilled": "distilled",
-    "quantised": "quantised",
-    "merged": "merged",
-    "adapted": "adapted",
-    "pruned": "pruned",
-    "same weights": "same weights",
-}
 WEIGHTS = {"open": "open", "gated": "open, after the lab's terms are accepted on its page", "none": "not published"}
 THINKING = {"never": "never", "always": "always", "optional": "when asked"}
 LISTED_TENSORS = 12
@@ -191,17 +181,16 @@ def _shape(card: Card, config: dict[str, Any], talk: Talk) -> str:
     return said if implemented(card.architecture) else f"{said}; {talk.words('khola does not run it yet')}"
 
 
-def _ancestors(card: Card, talk: Talk, depth: int = 0) -> list[tuple[str, str]]:
+def _ancestors(card: Card, talk: Talk) -> list[tuple[str, str]]:
     """The chain of parents, each with how the child was made from it, as an indented tree."""
-    from khola.cards.catalogue import card as card_named
+    from khola.cli.lineage import how_words
+    from khola.lineage.tree import tree_of_card
 
-    pairs: list[tuple[str, str]] = []
-    for parent in card.parents:
-        entry = card_named(parent.name)
-        how = talk.words(HOW[parent.how])
-        pairs.append((talk.words("made from"), f"{'  ' * depth}{parent.name}: {how}, {entry.lab} {entry.released[:4]}"))
-        pairs.extend(_ancestors(entry, talk, depth + 1))
-    return pairs
+    return [
+        (talk.words("made from"), f"{'  ' * (kin.depth - 1)}{kin.name}: {how_words(kin.how, talk)}, {kin.lab} {kin.released[:4]}")
+        for kin in tree_of_card(card)
+        if kin.depth
+    ]
 
 
 def _print_prompt(prompt: str, header: Header | None, card: Card | None, talk: Talk) -> None:

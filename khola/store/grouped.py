@@ -23,6 +23,9 @@ from khola.store.stored import StoredTensor
 METHOD = "khola"
 VERSION = 1
 GROUP = 64
+SHARD_BYTES = 5_000_000_000
+"""Of a safetensors file, at most, as transformers splits them."""
+WEIGHTS = "model.safetensors"
 _KINDS_BY_BYTES = {KINDS[kind].bytes: kind for kind in ("INT4G64", "INT8G64")}
 
 
@@ -102,3 +105,31 @@ def write_tensors(path: Path, tensors: Sequence[StoredTensor], metadata: Mapping
         out.write(head)
         for stored in order:
             out.write(stored.raw())
+
+
+def write_sharded(folder: Path, tensors: Sequence[StoredTensor], metadata: Mapping[str, str], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a checkpoint's tensors: one file, or several files and the index that says which tensor lies in which.
+
+    Tensors keep their order over the files; a tensor that is larger than a file may be has one of its own.
+
+    Raises:
+        AskedWrong, NoDisk: as `write_tensors`.
+    """
+    shards: list[list[StoredTensor]] = [[]]
+    filled = 0
+    for stored in tensors:
+        if shards[-1] and filled + stored.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(stored)
+        filled += stored.nbytes
+    if len(shards) == 1:
+        write_tensors(folder / WEIGHTS, tensors, metadata)
+        return
+    names = [f"model-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, shard, metadata)
+    where = {stored.name: name for name, shard in zip(names, shards, strict=True) for stored in shard}
+    index = {"metadata": {"total_size": sum(stored.nbytes for stored in tensors)}, "weight_map": dict(sorted(where.items()))}
+    with atomic_file(folder / f"{WEIGHTS}.index.json") as out:
+        out.write(json.dumps(index, ensure_ascii=False, indent=1).encode() + b"\n")

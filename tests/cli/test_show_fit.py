@@ -12,9 +12,9 @@ from rich.cells import cell_len
 import khola.api.fit
 from khola.cards.card import Licence
 from khola.cards.catalogue import card, cards, licences
-from khola.cli.licence_words import licence_sentences
 from khola.cli.tables import print_table, size
 from khola.cli.talk import Talk
+from khola.lineage.sentences import licence_sentences
 from khola.native.probe import Machine
 from khola.settings import Settings
 from tests.cli.command import Command
@@ -160,7 +160,7 @@ def test_show_prints_a_prompt_as_the_model_reads_it(khola_says: Command) -> None
 def test_licences_as_sentences(tmp_path: Path, key: str, language: str) -> None:
     record: Licence = licences()[key]
     talk = Talk(settings=Settings(home=tmp_path, user_home=tmp_path, language=language))
-    said = "\n".join(licence_sentences(record, talk))
+    said = "\n".join(licence_sentences(record, talk.language))
     for fact in (record.notice, record.use_policy, record.name_prefix, f"{record.mau_limit:,}" if record.mau_limit else ""):
         assert fact in said
     assert ("read it before you rely on it" in said or "মূল পাঠ পড়ে নিন" in said) == (not record.verified)

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from khola.api.bench import QUICK, Reading, Work
 from khola.errors import BadHeader, Truncated, WrongShape
 from khola.evals.bench.figures import GROUPS, Figure, figure, names_of, ratio, unit_of
-from khola.evals.bench.machine import Watch, commit, processor_times
+from khola.evals.bench.machine import Watch, processor_times
 from khola.evals.bench.process import late, peak_memory, readings_of, run_process
 from khola.evals.bench.quality import compare, fixed_text, read_logit_file
 from khola.evals.bench.race import Results, Task, Turn, race
 from khola.evals.bench.report import SCHEMA, Entry, Missing, Report, ratios
+from khola.lineage.compose import commit
 
 WORK = Work(prefill=(64,), decode=(0,), streams=(1,), budget_s=5.0)
 

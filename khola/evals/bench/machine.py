@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,20 +75,6 @@ def processor_times(root: Path = Path("/")) -> tuple[int, int]:
     except (OSError, ValueError):
         return 0, 0
     return (ticks[7], sum(ticks)) if len(ticks) == 8 else (0, 0)
-
-
-def commit(folder: Path) -> str:
-    """The git commit of a source tree, with "+" when files differ from it; empty outside of one."""
-    if not (folder / ".git").exists():
-        return ""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],  # noqa: S607
-            cwd=folder, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _figure(values: list[float]) -> Figure:

@@ -15,13 +15,14 @@ from khola.api.bench import FULL, Work, windows_of
 from khola.api.header import read_header
 from khola.errors import KholaError, NotInstalled
 from khola.evals.bench.figures import GROUPS
-from khola.evals.bench.machine import Watch, commit, described, facts_of, multiply_rates
+from khola.evals.bench.machine import Watch, described, facts_of, multiply_rates
 from khola.evals.bench.quality import WINDOW, fixed_text
 from khola.evals.bench.race import Contestant, Results, Task, race
 from khola.evals.bench.report import Entry, Missing, Report
 from khola.evals.peers.judge import START_CONTEXT
 from khola.evals.peers.known import PEERS, Find
 from khola.evals.peers.ours import Khola
+from khola.lineage.compose import commit
 from khola.loader import tokenizer_of
 from khola.loader.find import find
 from khola.loader.interpreter import interpreter_named
