@@ -43,7 +43,9 @@ def write_rows(path: Path, values: Sequence[Any]) -> Path:
     return path
 
 
-def small_run(place: Path, *, out: str = "out", options: Sequence[str] = (), values: Sequence[Any] | None = None, method: str = "sft") -> Run:
+def small_run(
+    place: Path, *, out: str = "out", options: Sequence[str] = (), values: Sequence[Any] | None = None, method: str = "sft"
+) -> Run:
     """A run over the tiny model in `place`, which is made if need be."""
     model = place / "tiny"
     if not model.exists():
