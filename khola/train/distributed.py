@@ -1,8 +1,8 @@
 """Several processes that train one model, started by torchrun.
 
 With "ddp" every process keeps all weights and the gradients of a step are added up once, after its last micro-batch. With "fsdp" every
-process keeps a share of each tensor; torch gathers a block's weights when it runs and scatters its gradients (FSDP2). Sums are plain sums:
-the loop has already divided by the count of the whole step.
+process keeps a share of each tensor; torch gathers a block's weights when it runs and scatters its gradients (FSDP2). Sums over
+processes are plain sums: the loop has already divided by the count of the whole step.
 
 Source   PyTorch FSDP, arXiv:2304.11277; `torch.distributed.fsdp.fully_shard`.
 """
@@ -29,11 +29,18 @@ class Group:
     world: int = 1
     sharded: bool = False
     """Weights, gradients and moments here are shares of whole ones."""
+    ours: bool = False
+    """Made by `joined`, so that `leave` ends it."""
 
     @property
     def first(self) -> bool:
         """Whether this process writes and talks."""
         return self.rank == 0
+
+    @property
+    def factor(self) -> int:
+        """What a loss is multiplied by before its gradients: FSDP takes the mean over processes where a sum is meant."""
+        return self.world if self.sharded else 1
 
     def total(self, number: float) -> float:
         """The sum of a number over all processes."""
@@ -55,6 +62,11 @@ class Group:
         """A sum of squares over all shares."""
         return self.total(float(here)) if self.sharded else float(here)
 
+    def leave(self) -> None:
+        """End the group, if it began here."""
+        if self.ours:
+            dist.destroy_process_group()
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
@@ -65,15 +77,10 @@ def joined(parallel: str) -> Group:
     """The group that torchrun started this process in, or this process alone."""
     if not dist.is_torchelastic_launched():
         return Group()
-    if not dist.is_initialized():
+    ours = not dist.is_initialized()
+    if ours:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return Group(rank=dist.get_rank(), world=dist.get_world_size(), sharded=parallel == "fsdp")
-
-
-def left() -> None:
-    """End the group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    return Group(rank=dist.get_rank(), world=dist.get_world_size(), sharded=parallel == "fsdp", ours=ours)
 
 
 def shard(model: Trainee, group: Group) -> None:
@@ -83,14 +90,21 @@ def shard(model: Trainee, group: Group) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    for name, parameter in model.parameters.items():
-        parameter.data = model.masters[name]
+    for name, parameter in model.named():
+        parameter.data = model.masters[name] if name in model.masters else parameter.data.to(model.wide)
     policy = MixedPrecisionPolicy(param_dtype=DTYPES[model.dtype], reduce_dtype=model.wide, cast_forward_inputs=False)
     mesh = init_device_mesh(model.device.type, (group.world,))
     for module in (*model.whole.blocks, model.whole):
-        sharded = cast(Any, fully_shard(module, mesh=mesh, mp_policy=policy))
-        sharded.set_gradient_divide_factor(1.0)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     model.adopt()
+
+
+def unshard(model: Trainee, group: Group) -> None:
+    """Let every process hold all weights again, to write them; masters become whole too."""
+    model.masters = {name: whole(one, model.parameters[name]) for name, one in model.masters.items()}
+    if group.sharded:
+        for module in (model.whole, *model.whole.blocks):
+            cast(Any, module).unshard()
 
 
 def gathered(value: Any, group: Group) -> list[Any]:

@@ -139,7 +139,7 @@ def train(run: Run, settings: Settings, *, tell: Tell, progress: Callable[[Progr
             loop.go()
             return loop.finish()
     finally:
-        distributed.left()
+        group.leave()
 
 
 def begin(run: Run, settings: Settings, out: Path, group: Group) -> None:
@@ -186,6 +186,7 @@ class Loop:
 
     def __init__(self, prepared: Prepared, out: Path, group: Group, tell: Tell, progress: Callable[[Progress], None]) -> None:
         run, model = prepared.run, prepared.model
+        torch.manual_seed(run.seed + group.rank)
         self._run, self._method, self._model, self._group = run, prepared.method, model, group
         self._out, self.tell, self._progress = out, tell, progress
         self._source: Source = prepared.method.source(prepared.samples, prepared.setup, model)
@@ -243,13 +244,12 @@ class Loop:
 
     def finish(self) -> Finished:
         """Write the model; the run is done."""
-        masters = {name: distributed.whole(one, self._model.parameters[name]) for name, one in self._model.masters.items()}
+        distributed.unshard(self._model, self._group)
         model = self._out / "model"
         if self._group.first:
-            self._model.masters = masters
             result.write_model(self._model, model, self._run.result)
             if self._run.lora is not None:
-                result.write_adapters(masters, self._run.lora, self._model.name, self._out / "adapter")
+                result.write_adapters(self._model.masters, self._run.lora, self._model.name, self._out / "adapter")
         self._group.wait()
         history = self._state.history
         loss = history[-1]["loss"] if history else None
@@ -305,7 +305,7 @@ class Loop:
             return loss.sum / count
 
         loss: torch.Tensor = self._model.whole(work)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        (loss * self._group.factor).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         return float(loss.detach()) * count, shown
 
     def _count_bad(self, finite: bool, batches: Sequence[Batch]) -> None:

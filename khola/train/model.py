@@ -215,6 +215,7 @@ class Trainee:
         """What learns, in float32, by name."""
         self.parameters: dict[str, nn.Parameter] = {}
         """What learns, in the dtype of the forward pass; the master itself where that is the same."""
+        self._copies: dict[str, nn.Parameter] = {}
         self.whole = Whole()
         self._disk: dict[str, _Disk] = {}
         self._twin: Trainee | None = None
@@ -289,6 +290,8 @@ class Trainee:
             parameter = cast(nn.Parameter, part._parameters[f"{path}.{kind}".replace(".", "/")])
             self.parameters[name] = parameter
             self.masters[name] = parameter.detach() if parameter.dtype is self.wide else values
+            if parameter.dtype is not self.wide:
+                self._copies[name] = parameter
 
     @property
     def name(self) -> str:
@@ -358,31 +361,40 @@ class Trainee:
                     self._twin = Trainee(self.origin.located, device=str(self.device), dtype=self.dtype, learns=False)
                 yield self._twin
                 return
-            parts = [cast(Part, part) for part in (self.whole, *self.whole.blocks)]
-            for part in parts:
+            for _, part in self._parts():
                 part.adapted = False
             try:
                 yield self
             finally:
-                for part in parts:
+                for _, part in self._parts():
                     part.adapted = True
+
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every tensor of the modules, what learns and what does not, by name."""
+        for prefix, part in self._parts():
+            for key, parameter in part._parameters.items():
+                if parameter is not None:
+                    yield prefix + key.replace("/", "."), parameter
 
     def publish(self) -> None:
         """Bring the masters' numbers into the forward pass's copies."""
         with torch.no_grad():
-            for name, master in self.masters.items():
-                if self.parameters[name].data_ptr() != master.data_ptr():
-                    self.parameters[name].copy_(master)
+            for name, copy in self._copies.items():
+                copy.copy_(self.masters[name])
 
     def adopt(self) -> None:
-        """Take what the modules hold now for the parameters and masters: FSDP has put its own in their place."""
-        prefixed = [("", self.whole), *((f"{self.architecture.LAYERS}.{n}.", block) for n, block in enumerate(self.whole.blocks))]
-        for prefix, part in prefixed:
-            for key, parameter in cast(Part, part)._parameters.items():
-                name = prefix + key.replace("/", ".")
-                if parameter is not None and name in self.masters:
-                    self.parameters[name] = parameter
-                    self.masters[name] = cast(Any, parameter).to_local().detach()
+        """Take what the modules hold now for the parameters and masters: FSDP has put its own in their place, and needs no copies."""
+        self._copies.clear()
+        for name, parameter in self.named():
+            if name in self.masters:
+                self.parameters[name] = parameter
+                self.masters[name] = cast(Any, parameter).to_local().detach()
+
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        """The modules, and how the names of their weights begin."""
+        yield "", self.whole
+        for layer, block in enumerate(self.whole.blocks):
+            yield f"{self.architecture.LAYERS}.{layer}.", cast(Part, block)
 
     def exported(self, kind: str = "BF16") -> Iterator[StoredTensor]:
         """Every tensor by its name in the lab's checkpoint, adapters merged, rows back in the lab's order.
@@ -390,9 +402,8 @@ class Trainee:
         Args:
             kind: number format of matrices; vectors are float32 where this is.
         """
-        prefixed = [("", self.whole), *((f"{self.architecture.LAYERS}.{n}.", block) for n, block in enumerate(self.whole.blocks))]
-        for prefix, part in prefixed:
-            for weight in cast(Part, part).weights():
+        for prefix, part in self._parts():
+            for weight in part.weights():
                 name = f"{prefix}{weight.name}"
                 yield from self._as_stored(f"{name}.weight", self._exact(f"{name}.weight", weight.data), kind)
                 if weight.bias is not None:
