@@ -13,7 +13,7 @@ from khola.errors import AskedWrong, NotInstalled
 
 if TYPE_CHECKING:
     from khola.train.config import Run
-    from khola.train.loop import Progress
+    from khola.train.loop import Finished, Progress
 
 What = Annotated[
     str, typer.Argument(metavar="METHOD|FILE", show_default=False, help="A method (sft), or a TOML file that says everything.")
@@ -58,7 +58,7 @@ def train(
 ) -> None:
     """Make a new model out of one and rows of data."""
     talk = o.talk_of(json=json, quiet=quiet, lang=lang)
-    run = _run(what, model, data, out, list(set_ or ()), lora, preview)
+    run = run_of(what, model, data, out, list(set_ or ()), lora, preview)
     if preview is not None:
         _preview(run, preview, talk)
         return
@@ -66,15 +66,20 @@ def train(
 
     with Line(talk) as line:
         done = go(run, talk.settings, tell=line.say, progress=line.draw)
-    if json:
-        talk.data({"model": str(done.model), "out": str(done.out), "steps": done.steps, "tokens": done.tokens, "loss": done.loss})
+    print_done(done, talk)
+
+
+def print_done(done: Finished, talk: Talk, **more: Any) -> None:
+    """Where the new model lies, and what it took."""
+    if talk.json:
+        talk.data({"model": str(done.model), "out": str(done.out), "steps": done.steps, "tokens": done.tokens, "loss": done.loss, **more})
         return
     talk.line(str(done.model))
     talk.say("{steps} steps, {tokens} tokens; curves: {file}", steps=done.steps, tokens=done.tokens, file=str(done.out / "curves.html"))
     talk.aside("try it: khola chat {name}", name=done.model)
 
 
-def _run(
+def run_of(
     what: str, model: str | None, data: list[str] | None, out: str | None, settings: list[str], lora: bool, preview: int | None
 ) -> Run:
     """What is asked for; the room of training needs torch."""
@@ -134,14 +139,6 @@ class Line:
 
     def draw(self, progress: Progress) -> None:
         """Show a step."""
-        import time
-
-        if self._talk.quiet:
-            return
-        now = time.monotonic()
-        if not self._terminal and progress.step not in (1, progress.steps) and now - self._last < EVERY_S:
-            return
-        self._last = now
         text = self._talk.words(
             "step {step} of {steps}  loss {loss}  {speed} tokens/s  {left} left",
             step=progress.step,
@@ -150,6 +147,18 @@ class Line:
             speed=f"{progress.figures.get('tokens_per_s') or 0:,.0f}",
             left=_clock(progress.left_s),
         )
+        self.put(text, progress.step in (1, progress.steps))
+
+    def put(self, text: str, always: bool) -> None:
+        """Show how far something is; where no terminal is, `always` or when some time has passed."""
+        import time
+
+        if self._talk.quiet:
+            return
+        now = time.monotonic()
+        if not self._terminal and not always and now - self._last < EVERY_S:
+            return
+        self._last = now
         if self._terminal:
             self._talk.err.write(f"\r\x1b[2K{text}")
             self._talk.err.flush()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from khola.api import load
+from khola.api.model import load
 from khola.chat.conversation import conversation
 from khola.data.align import common_tokens
 from khola.data.rows import Row, read_rows
