@@ -167,7 +167,7 @@ def test_adapters_change_nothing_until_they_learn_and_merge_into_the_same(tmp_pa
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for master in model.masters.values():
-            master += 0.1 * torch.randn(master.shape, generator=rng, dtype=torch.float64)
+            master.add_(0.1 * torch.randn(master.shape, generator=rng, dtype=torch.float64))
     changed = model.log_probs(batch).detach()
     assert (changed - plain.log_probs(batch)).abs().max() > 1e-3
     merged = write_folder(tmp_path / "merged", arrays={stored.name: stored.float32() for stored in model.exported("F32")})
