@@ -42,6 +42,8 @@ class Lesson:
 
     row: Row
     question: Question
+    tokens: int = 0
+    """Of the student, in the text that is scored."""
 
 
 def lessons(rows: Sequence[Row], student: Tokenizer, config: Config) -> list[Lesson]:
@@ -57,13 +59,13 @@ def lessons(rows: Sequence[Row], student: Tokenizer, config: Config) -> list[Les
     found: list[Lesson] = []
     for row in rows:
         try:
-            question = _written(row) if config.writes else _scored(row, student)
+            question, tokens = (_written(row), 0) if config.writes else _scored(row, student)
         except BadRow:
             raise
         except KholaError as problem:
             raise row.located(problem) from None
         seeds = range(config.answers) if config.objective == "sequence" else range(1)
-        found += [Lesson(row=row, question=msgspec.structs.replace(question, seed=seed)) for seed in seeds]
+        found += [Lesson(row=row, question=msgspec.structs.replace(question, seed=seed), tokens=tokens) for seed in seeds]
     return found
 
 
@@ -102,7 +104,7 @@ def ask_teacher(run: Run, settings: Settings, progress: Callable[[int, int], Non
         settings: where models and caches lie.
         progress: hears how many of how many answers are known.
     Raises:
-        BadRow: a row is broken.
+        BadRow: a row is broken, or longer than the student reads.
         KholaError: the teacher cannot be loaded or reached, or cannot answer; what it answered before is kept.
     """
     config: Config = run.options
@@ -110,6 +112,18 @@ def ask_teacher(run: Run, settings: Settings, progress: Callable[[int, int], Non
         return run
     student = tokenizer_of(find(run.model, settings).path)
     asked = lessons(read_rows([Path(name).expanduser() for name in run.data]), student, config)
+    limit = run.packing.length
+    for lesson in asked if run.packing.too_long == "refuse" else ():
+        if lesson.tokens > limit:
+            raise BadRow(
+                "{file}, line {line}: {tokens} tokens; at most {limit} are read",
+                hint="raise packing.length, or let packing.too_long be cut or leave_out",
+                **lesson.row.place,
+                tokens=lesson.tokens,
+                limit=limit,
+            )
+    if run.packing.too_long == "leave_out":
+        asked = [lesson for lesson in asked if lesson.tokens <= limit]
     with ExitStack() as stack:
         teacher = teacher_of(config, settings, student, stack)
         cache = TeacherCache(settings.home / "teachers", teacher.header())
@@ -117,19 +131,22 @@ def ask_teacher(run: Run, settings: Settings, progress: Callable[[int, int], Non
     return msgspec.structs.replace(run, options=msgspec.structs.replace(config, cache=str(cache.folder)))
 
 
-def _scored(row: Row, student: Tokenizer) -> Question:
-    """What stands before a row's text, and the text in the student's normal form."""
+def _scored(row: Row, student: Tokenizer) -> tuple[Question, int]:
+    """What stands before a row's text, the text in the student's normal form, and how many tokens that is."""
     if "messages" in row.value:
         row.only(("messages",))
         *before, answer = conversation(row.value["messages"])
         if answer.role != "assistant" or not before or not answer.content or answer.tool_calls or answer.thinking:
             raise BadRow("{file}, line {line}: the last message is no plain answer of the assistant behind a question", **row.place)
-        return Question(messages=tuple(before), text=_normal(answer.content, student))
-    if "prompt" in row.value or "completion" in row.value:
+        question = Question(messages=tuple(before), text=answer.content)
+    elif "prompt" in row.value or "completion" in row.value:
         row.only(("prompt", "completion"))
-        return Question(prompt=row.text("prompt"), text=_normal(row.text("completion"), student))
-    row.only(("text",))
-    return Question(text=_normal(row.text("text"), student))
+        question = Question(prompt=row.text("prompt"), text=row.text("completion"))
+    else:
+        row.only(("text",))
+        question = Question(text=row.text("text"))
+    text, (tokens,) = common_tokens(question.text, student)
+    return msgspec.structs.replace(question, text=text), len(tokens.ids)
 
 
 def _written(row: Row) -> Question:
@@ -143,7 +160,3 @@ def _written(row: Row) -> Question:
         return Question(messages=turns)
     row.only(("prompt", "completion"))
     return Question(prompt=row.text("prompt"))
-
-
-def _normal(text: str, student: Tokenizer) -> str:
-    return common_tokens(text, student)[0]

@@ -46,7 +46,11 @@ def write_rows(path: Path, values: Sequence[Any]) -> Path:
 def small_run(
     place: Path, *, out: str = "out", options: Sequence[str] = (), values: Sequence[Any] | None = None, method: str = "sft"
 ) -> Run:
-    """A run over the tiny model in `place`, which is made if need be."""
+    """A run over the tiny model in `place`, which is made if need be; one of distil gets a teacher, who has been asked."""
+    if method == "distil" and not any(option.startswith("distil.teacher=") for option in options):
+        from tests.train.distil_runs import distil_run, other_teacher
+
+        return distil_run(place, other_teacher(place), out=out, options=options, values=values)
     model = place / "tiny"
     if not model.exists():
         write_folder(model)

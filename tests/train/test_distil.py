@@ -283,6 +283,21 @@ def test_refusals(tmp_path: Path) -> None:
         TeacherCache.opened(tmp_path)
 
 
+@pytest.mark.parametrize(("too_long", "tokens"), [("leave_out", 0), ("cut", 96)])
+def test_rows_that_are_too_long(tmp_path: Path, too_long: str, tokens: int) -> None:
+    values = [{"text": "short"}, {"prompt": "a", "completion": "x" * 300}]
+    run = distil_run(tmp_path, other_teacher(tmp_path), values=values, options=[f"packing.too_long={too_long}", "distil.debias=0"])
+    told: list[str] = []
+    samples = prepare(run, settings(tmp_path), lambda text, **facts: told.append(text.format(**facts))).samples
+    assert [len(sample.ids) for sample in samples] == [6, tokens][: 1 + bool(tokens)]
+    if tokens:
+        # What is left of the long row is scored chunk by chunk as before; its end is not there.
+        assert samples[1].extras["chunk_r"].tolist() == list(range(95))
+    else:
+        assert told == ["1 rows are longer than 96 tokens and are left out"]
+        assert len(TeacherCache.opened(Path(run.options.cache))) == 1
+
+
 @pytest.mark.parametrize(
     ("row", "objective", "words"),
     [
@@ -290,7 +305,7 @@ def test_refusals(tmp_path: Path) -> None:
         ({"text": "a", "more": 1}, "alm", "nothing reads the key 'more'"),
         ({"text": "a"}, "sequence", "nothing reads the key 'text'"),
         ({"messages": [{"role": "assistant", "content": "!"}]}, "sequence", "there is no question that the teacher could answer"),
-        ({"prompt": "a", "completion": "x" * 300}, "alm", "the teacher reads|tokens; at most 96 are read"),
+        ({"prompt": "a", "completion": "x" * 300}, "alm", "line 2: 300 tokens; at most 96 are read"),
     ],
 )
 def test_bad_rows_are_named_before_anything_is_trained(tmp_path: Path, row: object, objective: str, words: str) -> None:

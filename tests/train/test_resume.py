@@ -12,7 +12,7 @@ from tests.train.runs import FULL, HALF, LORA, done, last, same_runs, small_run
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"full": FULL, "lora": LORA, "bfloat16": HALF, "muon": ("optimiser.name=muon",)}
-KILLED: dict[str, tuple[str, tuple[str, ...]]] = {"sft full": ("sft", FULL), "sft lora": ("sft", LORA)}
+KILLED: dict[str, tuple[str, tuple[str, ...]]] = {"sft full": ("sft", FULL), "sft lora": ("sft", LORA), "distil": ("distil", FULL)}
 """Method and settings of every kind of run that is killed; a method adds its own."""
 
 

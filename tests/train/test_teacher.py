@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,14 @@ import pytest
 
 from khola.api import Model
 from khola.api.quality import text_logprobs
-from khola.data.align import boundary_tokens
+from khola.chat.formats import format_named
+from khola.chat.message import Message
+from khola.data.align import boundary_tokens, common_tokens
 from khola.errors import ContextOverflow, NoTemplate
-from khola.train.opinion import Opinion, Question, written
+from khola.store.gguf import read_gguf
+from khola.tokens.tokenizer import Tokenizer
+from khola.train.matching import chunk_match
+from khola.train.opinion import Opinion, Question, scored, written
 from khola.train.teacher import LocalTeacher, Wanted, consult, spoken
 from khola.train.teacher_cache import TeacherCache
 from tests.serve.engines.rig import direct
@@ -92,6 +97,31 @@ def test_the_header_follows_the_files(model: Model, tmp_path: Path) -> None:
         assert LocalTeacher(other, Wanted()).header()["files"] != header["files"]
     assert LocalTeacher(model, Wanted(boundary=True)).header() != header
     assert LocalTeacher(model, Wanted(sampling={"seed": 1})).header() != header
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["It is 4.", "আমি বাংলায় গান গাই, বাড়ি।", "def f(x):\n\treturn x  # ok", "👨‍👩‍👧‍👦 \u09df"])
+def test_an_answer_in_two_labs_formats(answer: str, real_model: Callable[[str], Path]) -> None:
+    """What stands before an answer differs, and where it begins; its bytes do not."""
+    found = []
+    for name, chat in (("smollm2-135m-instruct", "smollm2"), ("qwen2.5-coder-0.5b-instruct", "qwen2_5")):
+        with read_gguf(real_model(name)) as file:
+            found.append((Tokenizer.from_gguf(file.metadata, name), format_named(chat)))
+    (text, _) = common_tokens(answer, *(tokenizer for tokenizer, _ in found))
+    turns = (Message(role="user", content="2 + 2?"), Message(role="assistant", content="5"), Message(role="user", content="No."))
+    student, teacher = (spoken(Question(messages=turns, text=text), *one) for one in found)
+    assert student.text == teacher.text == text
+    assert student.first != teacher.first
+    for said, (tokenizer, _) in zip((student, teacher), found, strict=True):
+        assert said.closed and int(said.ids_T[-1]) == tokenizer.id_of("<|im_end|>")
+        assert b"".join(map(tokenizer.token_bytes, said.ids_T[said.first : -1].tolist())) == text.encode()
+        assert said.ends[-1] == len(text.encode()) + 1
+    surprisals = np.arange(1, len(teacher.lengths) + 1) / 8
+    matched = chunk_match(student, scored(text, list(teacher.lengths), -surprisals))
+    # Every token of the student is in a chunk, the end is a chunk of its own, and nothing that the teacher said is lost.
+    assert (matched["chunk_r"] >= 0).all()
+    assert matched["teacher_C"][-1] == pytest.approx(surprisals[-1], rel=HALF)
+    assert matched["teacher_C"].sum() == pytest.approx(surprisals.sum(), rel=HALF)
 
 
 class Counting:

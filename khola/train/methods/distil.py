@@ -105,6 +105,9 @@ def samples(setup: Setup) -> list[Sample]:
     found: list[Sample] = []
     left, cut = 0, 0
     for lesson in asked:
+        if lesson.tokens > setup.max_tokens and setup.too_long == "leave_out":
+            left += 1
+            continue
         opinion = cache.get(lesson.question)
         if opinion is None:
             raise BadRow("{file}, line {line}: the teacher was not asked about this row", hint="run khola distil again", **lesson.row.place)
