@@ -34,6 +34,7 @@ def licences(words: list[str], teacher: str = "MIT") -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_model_is_made_and_its_descent_recorded(khola_says: Command, home: Path, words: list[str]) -> None:
     done = khola_says(*words, *licences(words))
     assert done.code == 0, done.err
@@ -76,6 +77,7 @@ def test_what_is_missing_is_named(khola_says: Command, words: list[str]) -> None
     assert "distil.objektive" in khola_says(*words, *licences(words), "--set", "distil.objektive=alm").err
 
 
+@pytest.mark.slow
 def test_a_file_of_settings(khola_says: Command, home: Path, words: list[str]) -> None:
     file = home / "run.toml"
     settings = f'model = "{words[4]}"\ndata = ["{words[6]}"]\nout = "{home / "new"}"\ndtype = "float32"\n'

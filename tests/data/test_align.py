@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from khola.data.align import Chunks, align, boundary_tokens, common_tokens, ends_of
@@ -71,11 +71,13 @@ def check(chunks: Chunks, teacher: np.ndarray, student: np.ndarray) -> None:
 ENDS = st.lists(st.integers(0, 40), min_size=0, max_size=30).map(lambda ends: np.array(sorted(ends), np.int64))
 
 
+@settings(max_examples=60, deadline=None)
 @given(ENDS, ENDS)
 def test_chunks_of_any_ends(teacher: np.ndarray, student: np.ndarray) -> None:
     check(align(teacher, student), teacher, student)
 
 
+@settings(max_examples=60, deadline=None)
 @given(ENDS, ENDS, st.randoms(use_true_random=False))
 def test_merging_keeps_every_token(teacher: np.ndarray, student: np.ndarray, draw: random.Random) -> None:
     chunks = align(teacher, student)

@@ -10,7 +10,7 @@ import pytest
 
 from khola.api import Model
 from khola.api.quality import text_logprobs
-from khola.chat.formats import format_named
+from khola.chat.formats import Format, format_named
 from khola.chat.message import Message
 from khola.data.align import boundary_tokens, common_tokens
 from khola.errors import ContextOverflow, NoTemplate
@@ -99,20 +99,26 @@ def test_the_header_follows_the_files(model: Model, tmp_path: Path) -> None:
     assert LocalTeacher(model, Wanted(sampling={"seed": 1})).header() != header
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("answer", ["It is 4.", "আমি বাংলায় গান গাই, বাড়ি।", "def f(x):\n\treturn x  # ok", "👨‍👩‍👧‍👦 \u09df"])
-def test_an_answer_in_two_labs_formats(answer: str, real_model: Callable[[str], Path]) -> None:
-    """What stands before an answer differs, and where it begins; its bytes do not."""
+@pytest.fixture(scope="module")
+def labs(real_model: Callable[[str], Path]) -> list[tuple[Tokenizer, Format]]:
+    """Vocabulary and chat format of SmolLM2 and of Qwen2.5."""
     found = []
     for name, chat in (("smollm2-135m-instruct", "smollm2"), ("qwen2.5-coder-0.5b-instruct", "qwen2_5")):
         with read_gguf(real_model(name)) as file:
             found.append((Tokenizer.from_gguf(file.metadata, name), format_named(chat)))
-    (text, _) = common_tokens(answer, *(tokenizer for tokenizer, _ in found))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["It is 4.", "আমি বাংলায় গান গাই, বাড়ি।", "def f(x):\n\treturn x  # ok", "👨‍👩‍👧‍👦 \u09df"])
+def test_an_answer_in_two_labs_formats(answer: str, labs: list[tuple[Tokenizer, Format]]) -> None:
+    """What stands before an answer differs, and where it begins; its bytes do not."""
+    (text, _) = common_tokens(answer, *(tokenizer for tokenizer, _ in labs))
     turns = (Message(role="user", content="2 + 2?"), Message(role="assistant", content="5"), Message(role="user", content="No."))
-    student, teacher = (spoken(Question(messages=turns, text=text), *one) for one in found)
+    student, teacher = (spoken(Question(messages=turns, text=text), *one) for one in labs)
     assert student.text == teacher.text == text
     assert student.first != teacher.first
-    for said, (tokenizer, _) in zip((student, teacher), found, strict=True):
+    for said, (tokenizer, _) in zip((student, teacher), labs, strict=True):
         assert said.closed and int(said.ids_T[-1]) == tokenizer.id_of("<|im_end|>")
         assert b"".join(map(tokenizer.token_bytes, said.ids_T[said.first : -1].tolist())) == text.encode()
         assert said.ends[-1] == len(text.encode()) + 1
