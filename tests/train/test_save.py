@@ -98,7 +98,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
     path = save.write(tmp_path, 2, tensors(2.0), STATE)
     files = sorted(path.iterdir())
     assert len(files) == 4
-    for _ in range(300):
+    for _ in range(100):
         file = rng.choice(files)
         whole = bytearray(file.read_bytes())
         bit = rng.randrange(8 * len(whole))
@@ -125,10 +125,11 @@ def test_a_file_too_many_or_too_few_is_seen(tmp_path: Path) -> None:
         save.check(path)
 
 
-def test_purging_never_removes_the_last_valid_one(tmp_path: Path) -> None:
-    """Random schedules of saving, damaging and purging."""
+def test_purging_never_removes_the_last_valid_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random schedules of saving, damaging and purging; that bytes reach the disk matters to other tests."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     rng = random.Random(1)
-    for schedule in range(40):
+    for schedule in range(15):
         folder = tmp_path / str(schedule)
         valid: set[int] = set()
         for step in range(1, 8):

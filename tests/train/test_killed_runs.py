@@ -12,11 +12,12 @@ from tests.train.runs import FULL, HALF, LORA, done, last, same_runs, small_run
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"full": FULL, "lora": LORA, "bfloat16": HALF, "muon": ("optimiser.name=muon",)}
+SLOW = {"bfloat16", "muon"}
 KILLED: dict[str, tuple[str, tuple[str, ...]]] = {"sft full": ("sft", FULL), "sft lora": ("sft", LORA), "distil": ("distil", FULL)}
 """Method and settings of every kind of run that is killed; a method adds its own."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in KINDS])
 def test_ten_steps_and_ten_more_are_twenty(tmp_path: Path, kind: str) -> None:
     options = ["epochs=5", "steps=20", "save.every=5", "save.keep=9", *KINDS[kind]]
     straight = small_run(tmp_path, out="straight", options=options)
