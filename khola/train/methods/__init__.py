@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from khola.data.packing import Batch, Sample
     from khola.train.model import Trainee
 
-NAMES = ("sft",)
+NAMES = ("sft", "dpo", "grpo", "k15")
 """Methods that there are; one module each."""
 
 
@@ -74,6 +74,8 @@ class Setup:
     accumulate: int
     """Micro-batches of one step and process."""
     epochs: float
+    steps: int | None
+    """Of the whole run, where it was said."""
     rank: int = 0
     world: int = 1
     """Processes that train together, and which of them this is."""
