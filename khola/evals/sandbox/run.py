@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -50,7 +50,7 @@ class Verdict:
     forged; "syntax", "import", "exited", "crashed", "memory": it did not get to the tests, or not through them; "timeout", "output",
     "threads": a limit was met; "broken": the tests themselves do not compile."""
     why: str = ""
-    """The error's words, up to 300 characters."""
+    """The error's name and words, up to 400 characters."""
     test: int = -1
     """Index of the test that failed; the number of tests when all passed; -1 before the first."""
     level: str = ""
@@ -179,7 +179,7 @@ class Sandbox:
                     return _end_of(run, child), {}
                 found = message(body)
                 if "raised" in found:
-                    return _kind_of_error(str(found["raised"])), found
+                    return _kind_of_error(str(found["raised"])), {"why": _words(found)}
                 answers -= 1
                 if not answers:
                     return "passed", found
@@ -233,7 +233,7 @@ class _Exchange:
             found = message(body)
             self._ready = True
             if "raised" in found:
-                return _kind_of_error(str(found["raised"])), str(found.get("why", "")), -1
+                return _kind_of_error(str(found["raised"])), _words(found), -1
             return None
         if not self._asked:
             raise MalformedError("an answer that nobody asked for")
@@ -281,6 +281,11 @@ def _kind_of_error(name: str) -> str:
     if name in _MISSING:
         return "import"
     return {"MemoryError": "memory", "SystemExit": "exited", "MalformedError": "malformed"}.get(name, "raised")
+
+
+def _words(found: Mapping[str, Any]) -> str:
+    """Name and words of an error that a process told of."""
+    return f"{found['raised']}: {found.get('why', '')}"[:400]
 
 
 def _kind(found: str) -> Kind:
