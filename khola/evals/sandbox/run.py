@@ -153,7 +153,7 @@ class Sandbox:
             (child,) = run.children
             child.tell({"role": "script", "program": _sendable(program), "stdin": _sendable(stdin)})
             kind, found = self._single(run, child, answers=1)
-            if kind == "passed" or (kind == "exited" and run.status(child)["code"] == 0):
+            if kind == "passed" or (kind == "exited" and not found and run.status(child)["code"] == 0):
                 kind = "passed"
                 try:
                     run.rest(child)
