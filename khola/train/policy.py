@@ -29,8 +29,10 @@ def advantages(rewards: Sequence[float], scaled: bool) -> NDArray[np.float64]:
         scaled: divide by the group's standard deviation (of a sample, n - 1) as GRPO does; else only the mean is taken away.
     """
     found = np.asarray(rewards, np.float64)
-    centred = found - found.mean()
-    return centred / (found.std(ddof=1) + EPSILON) if scaled and len(found) > 1 else centred
+    centred: NDArray[np.float64] = found - found.mean()
+    if scaled and len(found) > 1:
+        centred /= found.std(ddof=1) + EPSILON
+    return centred
 
 
 def clipped(now_R: Tensor, old_R: Tensor, advantage_R: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

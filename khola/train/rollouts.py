@@ -1,8 +1,9 @@
 """Where batches come from when a model learns from its own answers: prompts, groups of answers, rewards.
 
-A round samples a group of answers to each of some prompts with the weights of now, and rewards them; `reuse` steps learn from it. An answer
-that does not end within its tokens counts as it is, or, with `partial`, waits in a buffer and goes on in the next round: what it said before
-was drawn from other weights and is learned from no more. State is plain JSON: a round that was begun is taken up again answer by answer.
+A round samples a group of answers to each of some prompts with the weights of now, and rewards them; `reuse` steps learn from it. An
+answer that does not end within its tokens counts as it is, or, with `partial`, waits in a buffer and goes on in the next round: what it
+said before was drawn from other weights and is learned from no more. State is plain JSON: a round that was begun is taken up again answer
+by answer.
 
 Sources  Groups that are all right or all wrong teach nothing and are drawn again: DAPO, arXiv:2503.14476 section 3.2. Prompts by how often
          they fail, easy ones first, partial answers: Kimi k1.5, arXiv:2501.12599 sections 2.3.4 and 2.6.2.
@@ -14,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, final
 
-import numpy as np
 import msgspec
+import numpy as np
 import torch
 from msgspec import Meta
 
@@ -73,7 +74,10 @@ class Rollout:
     sampled: tuple[float, ...]
     """Log-probabilities as the sampler gave them."""
     old: tuple[float, ...] = ()
-    """The same as the model that learns gave them at the beginning of the round; empty where a round is one step, whose own are these."""
+    """What the model that learns gave them at the beginning of the round, at the temperature of sampling; empty where a round is one step,
+    whose own are these."""
+    plain: tuple[float, ...] = ()
+    """The same without temperature, to be held against `sampled`."""
     ended: bool
     reward: float
     advantage: float = 0.0
@@ -266,11 +270,11 @@ class Rollouts:
         at = 0
         with torch.no_grad():
             for batch in self._batches(rollouts):
-                values = tempered(self._model, batch, self._config.temperature)[:, 0].tolist()
+                values = tempered(self._model, batch, self._config.temperature).tolist()
                 for _ in batch.lengths:
                     one = rollouts[at]
-                    found.append(replace(one, old=tuple(values[: len(one.ids)])))
-                    values = values[len(one.ids) :]
+                    mine, values = values[: len(one.ids)], values[len(one.ids) :]
+                    found.append(replace(one, old=tuple(old for old, _ in mine), plain=tuple(plain for _, plain in mine)))
                     at += 1
         return found
 
@@ -318,8 +322,10 @@ class Learned:
     """Whose each token is."""
     sampled_R: torch.Tensor
     """Log-probabilities as the sampler gave them."""
-    old_R: torch.Tensor | None
-    """As the model gave them at the beginning of the round; None where that is now."""
+    old_R: torch.Tensor
+    """As the model gave them at the beginning of the round."""
+    gap_R: torch.Tensor
+    """How far sampler and model were apart then."""
     advantage_A: torch.Tensor
     reward: float
     """Mean over the answers."""
@@ -331,40 +337,50 @@ class Learned:
         return self.advantage_A[self.owners_R]
 
     def figures(self, batch: Batch, means: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Means over tokens, and reward and length, as sums over what the batch counts."""
-        shown = {key: float(values_R.float().mean()) for key, values_R in means.items()}
+        """Means over tokens, with the gap, reward and length, as sums over what the batch counts."""
+        shown = {key: float(values_R.float().mean()) for key, values_R in {**means, "gap": self.gap_R}.items()}
         return {key: value * batch.count for key, value in (shown | {"reward": self.reward, "length": self.length}).items()}
 
 
-def learned(batch: Batch, like_R: torch.Tensor) -> Learned:
-    """What is known of a batch's tokens, in the number format and on the device of their log-probabilities."""
+def learned(batch: Batch, both_R2: torch.Tensor, config: Any) -> Learned:
+    """What is known of a batch's tokens, from their rollouts and what `tempered` says of them now.
+
+    Raises:
+        NonFinite: sampler and trainer disagree by more than the limit.
+    """
     rollouts = [extras["rollout"] for extras in batch.extras]
+    now_R2 = both_R2.detach()
 
     def flat(name: str) -> torch.Tensor:
-        return torch.tensor([value for one in rollouts for value in getattr(one, name)], dtype=like_R.dtype, device=like_R.device)
+        return torch.tensor([value for one in rollouts for value in getattr(one, name)], dtype=now_R2.dtype, device=now_R2.device)
 
+    earlier = any(one.old for one in rollouts)
+    sampled_R = flat("sampled")
+    gap_R = ((flat("plain") if earlier else now_R2[:, 1]) - sampled_R).abs()
+    _require_small(float(gap_R.mean()), config.gap_limit)
     return Learned(
-        owners_R=torch.as_tensor(batch.owners, dtype=torch.long, device=like_R.device),
-        sampled_R=flat("sampled"),
-        old_R=flat("old") if any(one.old for one in rollouts) else None,
-        advantage_A=torch.tensor([one.advantage for one in rollouts], dtype=like_R.dtype, device=like_R.device),
+        owners_R=torch.as_tensor(batch.owners, dtype=torch.long, device=now_R2.device),
+        sampled_R=sampled_R,
+        old_R=flat("old") if earlier else now_R2[:, 0],
+        gap_R=gap_R,
+        advantage_A=torch.tensor([one.advantage for one in rollouts], dtype=now_R2.dtype, device=now_R2.device),
         reward=sum(one.reward for one in rollouts) / len(rollouts),
         length=sum(len(one.ids) for one in rollouts) / len(rollouts),
     )
 
 
-def require_small_gap(gap: float, config: Any) -> None:
+def _require_small(gap: float, limit: float) -> None:
     """Refuse to learn from answers that another model could have given.
 
     Raises:
         NonFinite: sampler and trainer disagree by more than the limit.
     """
-    if not gap <= config.gap_limit:
+    if not gap <= limit:
         raise NonFinite(
             "sampler and trainer give log-probabilities that are {gap:.3f} apart in the mean; at most {limit} is learned from",
             hint="precise=true samples in float32; gap_limit says what is borne",
             gap=gap,
-            limit=config.gap_limit,
+            limit=limit,
         )
 
 
@@ -390,8 +406,7 @@ def _laid_down(one: Rollout) -> Rollout:
 
 
 def _rollout(kept: Mapping[str, Any]) -> Rollout:
-    lists = ("before", "ids", "sampled", "old")
-    return Rollout(**{key: tuple(value) if key in lists else value for key, value in kept.items()})
+    return msgspec.convert(dict(kept), Rollout)
 
 
 def _sample(one: Rollout, prompt: Sample) -> Sample:

@@ -93,7 +93,8 @@ def loss(model: Trainee, batch: Batch, config: Config) -> Loss:
     scores_A = _summed(model.log_probs(batch), batch)
     if config.variant != "simpo":
         with model.reference() as before:
-            scores_A = scores_A - _summed(before.log_probs(batch), batch)
+            before_A = _summed(before.log_probs(batch), batch)
+        scores_A = scores_A - before_A
     if config.variant != "dpo":
         scores_A = scores_A / _tokens(batch, scores_A)
     chosen_P, rejected_P = scores_A[0::2], scores_A[1::2]

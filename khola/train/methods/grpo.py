@@ -18,7 +18,7 @@ from khola.data.packing import Batch, Sample
 from khola.train import policy
 from khola.train.methods import Loss, Setup
 from khola.train.model import Trainee
-from khola.train.rollouts import Rollout, Rollouts, Sampling, learned, prompts, require_small_gap, tempered
+from khola.train.rollouts import Rollout, Rollouts, Sampling, learned, prompts, tempered
 
 NAME = "grpo"
 
@@ -27,8 +27,8 @@ class Config(Sampling, frozen=True):
     """The table [grpo]."""
 
     loss: Literal["token", "answer", "dr"] = "token"
-    """Mean over all tokens of a step (DAPO); over answers, each the mean of its tokens (GRPO); or over answers, each the sum of its tokens by
-    the longest that may be (Dr. GRPO)."""
+    """Mean over all tokens of a step (DAPO); over answers, each the mean of its tokens (GRPO); or over answers, each the sum of its tokens
+    by the longest that may be (Dr. GRPO)."""
     scale: bool = True
     """Advantages are divided by their group's standard deviation."""
     clip_low: Annotated[float, Meta(gt=0, le=1)] = 0.2
@@ -37,7 +37,7 @@ class Config(Sampling, frozen=True):
     kl: Annotated[float, Meta(ge=0)] = 0.0
     """Weight of the divergence from the model as it was."""
     cap: Annotated[float, Meta(ge=0)] = 2.0
-    """Most that a token weighs for being likelier to the model than to the sampler; 0 weighs all the same."""
+    """Most that a token weighs for being likelier to the model than to the sampler; 0, or another temperature than 1, weighs all the same."""
 
     def counted(self, rollouts: Sequence[Rollout]) -> float:
         """What the sum of the losses of some answers counts."""
@@ -62,18 +62,15 @@ def loss(model: Trainee, batch: Batch, config: Config) -> Loss:
     if not len(batch.rows_R):
         return Loss(sum=model.log_probs(batch).sum())
     both_R2 = tempered(model, batch, config.temperature)
-    now_R, plain_R = both_R2[:, 0], both_R2[:, 1].detach()
-    known = learned(batch, now_R)
-    old_R = known.old_R if known.old_R is not None else now_R.detach()
-    losses_R, cut_R = policy.clipped(now_R, old_R, known.by_token(), config.clip_low, config.clip_high)
-    gap_R = (plain_R - known.sampled_R).abs()
-    require_small_gap(float(gap_R.mean()), config)
-    if config.temperature == 1.0:
-        losses_R = losses_R * policy.trusted(old_R, known.sampled_R, config.cap)
-    figures = known.figures(batch, {"clipped": cut_R, "gap": gap_R})
+    now_R, known = both_R2[:, 0], learned(batch, both_R2, config)
+    losses_R, cut_R = policy.clipped(now_R, known.old_R, known.by_token(), config.clip_low, config.clip_high)
+    if config.temperature == 1.0:  # the sampler tells what it would have drawn with at 1
+        losses_R = losses_R * policy.trusted(known.old_R, known.sampled_R, config.cap)
+    figures = known.figures(batch, {"clipped": cut_R})
     if config.kl:
         with model.reference() as before:
-            apart_R = policy.to_reference(now_R, tempered(before, batch, config.temperature)[:, 0])
+            before_R = tempered(before, batch, config.temperature)[:, 0]
+        apart_R = policy.to_reference(now_R, before_R)
         losses_R = losses_R + config.kl * apart_R
         figures |= known.figures(batch, {"kl": apart_R.detach()})
     return Loss(sum=_summed(losses_R, known.owners_R, config, len(batch.lengths)), figures=figures)

@@ -18,7 +18,7 @@ from khola.train import policy
 from khola.train.methods import Loss, Setup
 from khola.train.model import Trainee
 from khola.train.rewards.form import group_lengths
-from khola.train.rollouts import Rollout, Rollouts, Sampling, learned, prompts, require_small_gap, tempered
+from khola.train.rollouts import Rollout, Rollouts, Sampling, learned, prompts, tempered
 
 NAME = "k15"
 
@@ -62,13 +62,9 @@ def loss(model: Trainee, batch: Batch, config: Config) -> Loss:
     if not len(batch.rows_R):
         return Loss(sum=model.log_probs(batch).sum())
     both_R2 = tempered(model, batch, config.temperature)
-    now_R, plain_R = both_R2[:, 0], both_R2[:, 1].detach()
-    known = learned(batch, now_R)
-    old_R = known.old_R if known.old_R is not None else now_R.detach()
-    gap_R = (plain_R - known.sampled_R).abs()
-    require_small_gap(float(gap_R.mean()), config)
+    now_R, known = both_R2[:, 0], learned(batch, both_R2, config)
     answers = len(batch.lengths)
-    now_A, old_A = (policy.by_answer(values_R, known.owners_R, answers) for values_R in (now_R, old_R))
+    now_A, old_A = (policy.by_answer(values_R, known.owners_R, answers) for values_R in (now_R, known.old_R))
     losses_A = policy.mirror(now_A, old_A, known.advantage_A, config.tau)
-    figures = known.figures(batch, {"gap": gap_R, "moved": (now_R - old_R).detach().square()})
+    figures = known.figures(batch, {"moved": (now_R - known.old_R).detach().square()})
     return Loss(sum=losses_A.sum(), figures=figures)
