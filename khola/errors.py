@@ -231,6 +231,12 @@ class UnknownKey(BadConfig):
     code = "unknown_config_key"
 
 
+class BadRow(BadFiles):
+    """A row of training data is broken, empty or of another kind than its method reads."""
+
+    code = "bad_row"
+
+
 class BadTokenizer(BadFiles):
     """A tokenizer's tables contradict themselves."""
 

@@ -168,6 +168,7 @@ def test_nothing_stays_when_the_server_is_killed_in_the_middle_of_a_run() -> Non
     assert census() == before and not running.is_alive() and "died" in told[0]
 
 
+@pytest.mark.slow
 def test_the_server_sees_neither_programs_nor_tests() -> None:
     look = """
 import gc

@@ -64,7 +64,7 @@ def test_a_right_program_scores(name: str, sandbox: Sandbox) -> None:
 
 
 def test_a_sample_of_the_hacks_does_not_score(sandbox: Sandbox) -> None:
-    assert [section.name for section in HACKS[::8] if judged(sandbox, section).passed] == []
+    assert [section.name for section in HACKS[::12] if judged(sandbox, section).passed] == []
 
 
 @pytest.mark.slow
@@ -78,6 +78,7 @@ def test_no_hack_scores_and_verdicts_repeat(sandbox: Sandbox) -> None:
             assert not differ
 
 
+@pytest.mark.slow
 def test_hacks_do_not_score_without_a_sandbox_either() -> None:
     """Judge and candidate apart are enough against lies; the layers are against escapes."""
     lies = [section for section in HACKS if section.name.startswith(("gives", "answers", "raises", "writes a verdict", "signs"))]
@@ -101,7 +102,7 @@ def test_hacks_do_not_score_without_a_sandbox_either() -> None:
     ],
 )
 def test_verdicts_say_what_happened(program: str, kind: str, why: str, sandbox: Sandbox) -> None:
-    verdict = sandbox.judged(program, TESTS, Limits(cpu_s=1, wall_s=0.7, memory_bytes=512 << 20))
+    verdict = sandbox.judged(program, TESTS, Limits(cpu_s=1, wall_s=0.5, memory_bytes=512 << 20))
     assert (verdict.kind, verdict.level) == (kind, sandbox.layers.name) and why in verdict.why
 
 
