@@ -87,25 +87,29 @@ class Server:
         package = str(Path(khola.__file__).resolve().parents[1])
         command = [*_namespaces(layers.bubblewrap, python[0]), *python, package, str(its.fileno()), json.dumps(asdict(layers))]
         self._control = mine
-        self._process = subprocess.Popen(  # noqa: S603 - our own program; what it runs is confined before it is read
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PYTHONHASHSEED": "0"},
-            pass_fds=(its.fileno(),),
-            start_new_session=True,
-            cwd="/",
-        )
-        its.close()
         self._ended: dict[int, dict[str, Any]] = {}
         self._control.settimeout(_START_S)
         try:
-            if "ready" not in self._next():
-                raise OSError
-        except OSError:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program; what it runs is confined before it is read
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"PYTHONHASHSEED": "0"},
+                pass_fds=(its.fileno(),),
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError as error:
+            mine.close()
+            raise OurFault("the sandbox's server does not start with {layers}: {why}", layers=layers.name, why=str(error)) from None
+        finally:
+            its.close()
+        try:
+            self._awaited("ready")
+        except OSError as error:
             self.close()
-            raise OurFault("the sandbox's server does not start with {layers}", layers=layers.name) from None
+            raise OurFault("the sandbox's server does not start with {layers}: {why}", layers=layers.name, why=str(error)) from None
 
     def __enter__(self) -> Server:
         return self

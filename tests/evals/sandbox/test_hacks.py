@@ -22,6 +22,7 @@ TESTS = Tests(
         "given = [5, 5, 1]\nassert solve(given) == [1, 5, 5]",
         "def check(candidate):\n for given in ([2, 1], [9, 8, 7], [4]):\n  assert candidate(list(given)) == sorted(given)\ncheck(solve)",
         "assert not solve([2, 0]) != [0, 2]",
+        "given = [8, 2]\nassert solve(given) == sorted(given)",
     )
 )
 LIMITS = Limits(cpu_s=1, wall_s=1.5, memory_bytes=256 << 20)
@@ -128,6 +129,27 @@ def test_objects_of_the_solution_are_asked_and_set_but_never_compared(sandbox: S
         "assert a < 3",
     ):
         assert sandbox.judged(program, Tests(tests=(made, lie))).kind == "malformed", lie
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("def solve(xs):\n    xs.clear()\n    return xs", "given = [8, 2]\nassert solve(given) == sorted(given)"),
+        ("def solve(xs):\n    xs[:] = [0]\n    return [0]", "given = [8, 2]\nassert solve(given) == sorted(given)"),
+        ("def solve(xs): raise StopIteration", "for found in map(solve, [[2, 1], [3]]):\n    assert found == []"),
+        ("def solve(xs): raise StopIteration", "assert all(map(lambda one: solve(one) == [1], [[1]]))"),
+        ("def solve(xs): raise StopAsyncIteration", "assert [solve(one) for one in [[1]]] == [[1]]"),
+    ],
+)
+def test_weak_tests_are_not_passed_by_what_would_fool_them_in_one_process(program: str, test: str, sandbox: Sandbox) -> None:
+    assert not sandbox.judged(program, Tests(tests=(test,))).passed
+
+
+def test_changed_arguments_come_back_where_a_task_asks_for_it(sandbox: Sandbox) -> None:
+    program = "def solve(xs, seen, found):\n    xs.sort()\n    seen.add(3)\n    found['a'] = [1]"
+    test = "xs, seen, found = [2, 1], {2}, {}\nsolve(xs, seen, found)\nassert (xs, seen, found) == ([1, 2], {2, 3}, {'a': [1]})"
+    assert sandbox.judged(program, Tests(tests=(test,), changes=True)).passed
+    assert not sandbox.judged(program, Tests(tests=(test,))).passed
 
 
 def test_whole_programs_read_and_print(sandbox: Sandbox) -> None:
