@@ -98,8 +98,11 @@ def prompts(setup: Setup) -> list[Sample]:
     found: list[Sample] = []
     for row in read_rows(setup.files):
         try:
-            ids = _prompt(row, setup)
             rewards.require(row.value)
+        except BadRow as problem:
+            raise row.located(problem) from None
+        try:
+            ids = _prompt(row, setup)
         except BadRow:
             raise
         except KholaError as problem:
@@ -242,7 +245,7 @@ class Rollouts:
         """A group with rewards and advantages; how often the prompt succeeds is kept in mind."""
         sample, tokenizer = self._samples[group[0].prompt], self._model.tokenizer
         texts = [tokenizer.decode([*one.before, *one.ids]) for one in group]
-        rewards = self._rewards(tokenizer.decode(sample.ids.tolist()), texts, sample.extras)
+        rewards = self._rewards(tokenizer.decode(sample.ids.tolist()), texts, sample.extras, self._drawn)
         found = [replace(one, reward=float(reward)) for one, reward in zip(group, rewards, strict=True)]
         self._tried[group[0].prompt] += len(group)
         self._right[group[0].prompt] += sum(reward > 0 for reward in rewards)

@@ -115,6 +115,7 @@ def test_easy_prompts_come_first(tmp_path: Path) -> None:
     assert reach[0] <= 3 < reach[1] <= reach[2] == reach[3] == 11
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_rewards_and_not_from_chance(tmp_path: Path) -> None:
     """The answer is rewarded for letters from the first half of the alphabet; the control is rewarded by coin."""
     reached = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from khola.evals.sandbox.level import chosen
@@ -55,14 +56,20 @@ class Pool:
         for sandbox in self._all:
             sandbox.close()
 
+    @contextmanager
+    def borrowed(self) -> Iterator[Sandbox]:
+        """A sandbox for one thread; waits until one is free."""
+        sandbox = self._free.get()
+        try:
+            yield sandbox
+        finally:
+            self._free.put(sandbox)
+
     def map(self, act: Callable[[Sandbox, Task], Result], tasks: Iterable[Task]) -> list[Result]:
         """The results of an act for every task, in their order; an error of one ends all."""
 
         def one(task: Task) -> Result:
-            sandbox = self._free.get()
-            try:
+            with self.borrowed() as sandbox:
                 return act(sandbox, task)
-            finally:
-                self._free.put(sandbox)
 
         return list(self._threads.map(one, tasks))

@@ -87,25 +87,29 @@ class Server:
         package = str(Path(khola.__file__).resolve().parents[1])
         command = [*_namespaces(layers.bubblewrap, python[0]), *python, package, str(its.fileno()), json.dumps(asdict(layers))]
         self._control = mine
-        self._process = subprocess.Popen(  # noqa: S603 - our own program; what it runs is confined before it is read
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PYTHONHASHSEED": "0"},
-            pass_fds=(its.fileno(),),
-            start_new_session=True,
-            cwd="/",
-        )
-        its.close()
         self._ended: dict[int, dict[str, Any]] = {}
         self._control.settimeout(_START_S)
         try:
-            if "ready" not in self._next():
-                raise OSError
-        except OSError:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program; what it runs is confined before it is read
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"PYTHONHASHSEED": "0"},
+                pass_fds=(its.fileno(),),
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError as error:
+            mine.close()
+            raise OurFault("the sandbox's server does not start with {layers}: {why}", layers=layers.name, why=str(error)) from None
+        finally:
+            its.close()
+        try:
+            self._awaited("ready")
+        except OSError as error:
             self.close()
-            raise OurFault("the sandbox's server does not start with {layers}", layers=layers.name) from None
+            raise OurFault("the sandbox's server does not start with {layers}: {why}", layers=layers.name, why=str(error)) from None
 
     def __enter__(self) -> Server:
         return self
@@ -211,17 +215,21 @@ class Run:
             Stopped: time is up, or a process printed or said too much.
         """
         while True:
-            left = self.limits.wall_s - self.wall_s
-            if left <= 0:
-                raise Stopped("timeout")
-            waiting = select.poll()
-            for child in self.children:
-                for descriptor in child.open:
-                    if descriptor != child.told or child.waiting:
-                        waiting.register(descriptor, select.POLLOUT if descriptor == child.told else select.POLLIN)
-            ready = {descriptor for descriptor, _ in waiting.poll(int(min(left, _TICK_S) * 1000) + 1)}
-            for child in self.children:
-                yield from ((child, body) for body in self._served(child, ready))
+            yield from self._turn()
+
+    def _turn(self) -> Iterator[tuple[Child, bytes | None]]:
+        """Wait until something can be read or written, at most a tick, and do that."""
+        left = self.limits.wall_s - self.wall_s
+        if left <= 0:
+            raise Stopped("timeout")
+        waiting = select.poll()
+        for child in self.children:
+            for descriptor in child.open:
+                if descriptor != child.told or child.waiting:
+                    waiting.register(descriptor, select.POLLOUT if descriptor == child.told else select.POLLIN)
+        ready = {descriptor for descriptor, _ in waiting.poll(int(min(left, _TICK_S) * 1000) + 1)}
+        for child in self.children:
+            yield from ((child, body) for body in self._served(child, ready))
 
     def _served(self, child: Child, ready: set[int]) -> Iterator[bytes | None]:
         """Move what can be moved to and from one process."""
@@ -270,15 +278,9 @@ class Run:
         Raises:
             Stopped: time is up, or it printed too much.
         """
-        for _ in self.frames():
-            if child.printed not in child.open:
-                return
-
-    def hush(self, child: Child) -> None:
-        """Tell a process that nothing more will come."""
-        if child.told in child.open:
-            child.open.discard(child.told)
-            os.close(child.told)
+        while child.printed in child.open:
+            for _ in self._turn():
+                continue
 
     def status(self, child: Child) -> Mapping[str, Any]:
         """How a process ended; it is killed if it has not."""

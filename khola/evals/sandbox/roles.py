@@ -31,6 +31,8 @@ LENDABLE = frozenset(
 )
 """Modules that a test may name without importing them; they are the judge's own."""
 _WHY_CHARACTERS = 300
+# The first two would end a loop of the test's as if there were no more items; the others take more than a text.
+_MISTAKEN = (StopIteration, StopAsyncIteration, UnicodeError, BaseExceptionGroup)
 
 
 def candidate(order: dict[str, Any], heard: int, said: int, most: int) -> None:
@@ -69,7 +71,8 @@ def _answered(asked: dict[str, Any], names: dict[str, Any], kept: list[Any], kee
             return encode(subject, keep)
         args, named = decode(asked["call"], kept.__getitem__)
         result = encode(subject(*args, **named), keep)
-        return [result, [encode(arg, keep) if isinstance(arg, list | dict | set | bytearray) else None for arg in args]]
+        changed = args if asked["changes"] else ()
+        return [result, [encode(arg, keep) if isinstance(arg, list | dict | set) else None for arg in changed]]
 
     value, raised = _attempt(act)
     answer = raised or {"value": value}
@@ -99,7 +102,7 @@ class Unusable(AssertionError):
 def _exception(name: str, why: str) -> Exception:
     """A built-in exception of this name that takes a text, else a `RaisedError`."""
     kind = getattr(builtins, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError | BaseExceptionGroup):
+    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, _MISTAKEN):
         return RaisedError(why)
     return kind(why)
 
@@ -107,8 +110,9 @@ def _exception(name: str, why: str) -> Exception:
 class _Line:
     """The judge's line to the candidate."""
 
-    def __init__(self, heard: int, said: int, most: int) -> None:
+    def __init__(self, heard: int, said: int, most: int, changes: bool) -> None:
         self._heard, self._said, self._most = heard, said, most
+        self.changes = changes
         self.raised: BaseException | None = None
         """The last exception that came from the candidate."""
 
@@ -158,8 +162,8 @@ class Remote:
     def __call__(self, *args: Any, **named: Any) -> Any:
         line: _Line = object.__getattribute__(self, "_line")
         where = object.__getattribute__(self, "_where")
-        result, after = line.ask({**where, "call": line.encoded((args, named))})
-        for arg, tree in zip(args, after, strict=True):
+        result, after = line.ask({**where, "call": line.encoded((args, named)), "changes": line.changes})
+        for arg, tree in zip(args if line.changes else (), after, strict=True):
             if tree is not None:
                 _overwrite(arg, line.value(tree))
         return line.value(result)
@@ -193,7 +197,7 @@ def _overwrite(held: Any, new: Any) -> None:
 def judge(order: dict[str, Any], heard: int, said: int, most: int) -> None:
     """Run the tests against the candidate and say the verdict, once."""
     nonce = bytes.fromhex(order.pop("nonce"))
-    line = _Line(heard, said, most)
+    line = _Line(heard, said, most, order["changes"])
     sys.stdin = io.StringIO("")
     random.seed(0)
     verdict = _judged(order, line)

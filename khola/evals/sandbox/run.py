@@ -39,6 +39,9 @@ class Tests:
     """Pieces of Python for the judge alone: auxiliary functions of the task, never the solution."""
     names: tuple[str, ...] = ()
     """Names of the solution's that stand even where `before` made one of the same name."""
+    changes: bool = False
+    """Whether what a solution does to its arguments is done to the judge's as well. Then a test that computes what it expects from an
+    argument after the call believes the solution; no test of HumanEval or MBPP needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,16 @@ class Sandbox:
         with self._run(limits, 2) as run:
             candidate, judge = run.children
             candidate.tell({"role": "candidate", "program": _sendable(program)})
-            judge.tell({"role": "judge", "nonce": nonce.hex(), "before": tests.before, "tests": tests.tests, "names": tests.names})
+            judge.tell(
+                {
+                    "role": "judge",
+                    "nonce": nonce.hex(),
+                    "before": tests.before,
+                    "tests": tests.tests,
+                    "names": tests.names,
+                    "changes": tests.changes,
+                }
+            )
             try:
                 kind, why, test = _Exchange(run, candidate, judge, nonce).verdict()
             except Stopped as stopped:
@@ -137,7 +149,7 @@ class Sandbox:
         with self._run(limits, 1) as run:
             (child,) = run.children
             child.tell({"role": "candidate", "program": _sendable(program)})
-            child.tell({"name": name, "call": sent})
+            child.tell({"name": name, "call": sent, "changes": False})
             kind, found = self._single(run, child, answers=2)
             value = None
             if kind == "passed":

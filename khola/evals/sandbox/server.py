@@ -73,6 +73,7 @@ class _Server:
     def __init__(self, control: socket.socket, asked: dict[str, Any]) -> None:
         os.chdir("/")
         self._control = control
+        self._own = os.getpid()
         self._rules = kernel.landlock_rules(kernel.readable()) if asked["landlock"] else None
         numbers = machine() if asked["seccomp"] else None
         confined = bool(asked["landlock"] or asked["bubblewrap"])
@@ -141,10 +142,9 @@ class _Server:
 
     def _become(self, limits: dict[str, Any], descriptors: list[int]) -> None:
         """Turn this fresh process into one that has nothing, and then let it read what it is to do."""
-        server = os.getppid()
         os.setsid()
         kernel.die_with_parent()
-        if os.getppid() != server:
+        if os.getppid() != self._own:  # it died before this process could be told to die with it
             os._exit(99)
         heard, said, printed = (fcntl.fcntl(descriptor, fcntl.F_DUPFD, _HIGH) for descriptor in descriptors)
         rules = None if self._rules is None else fcntl.fcntl(self._rules, fcntl.F_DUPFD, _HIGH)

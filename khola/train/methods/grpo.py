@@ -37,7 +37,8 @@ class Config(Sampling, frozen=True):
     kl: Annotated[float, Meta(ge=0)] = 0.0
     """Weight of the divergence from the model as it was."""
     cap: Annotated[float, Meta(ge=0)] = 2.0
-    """Most that a token weighs for being likelier to the model than to the sampler; 0, or another temperature than 1, weighs all the same."""
+    """Most that a token weighs for being likelier to the model than to the sampler; 0, or another temperature than 1, weighs all the
+    same."""
 
     def counted(self, rollouts: Sequence[Rollout]) -> float:
         """What the sum of the losses of some answers counts."""

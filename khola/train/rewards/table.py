@@ -50,16 +50,25 @@ class Rewards:
         if not table:
             raise AskedWrong("no reward is named", hint="--set 'grpo.reward={exact={}}'")
         self._parts: list[tuple[Reward, float]] = []
+        self._coins: list[float] = []
         for name, settings in table.items():
             given = dict(settings)
             weight = given.pop("weight", 1.0)
             if not isinstance(weight, int | float) or isinstance(weight, bool):
                 raise AskedWrong("{key}: {why}", key=f"reward.{name}.weight", why=f"expected a number, got {type(weight).__name__}")
-            self._parts.append((self._made(name, given), float(weight)))
+            if name == RANDOM:
+                _settings(name, given, _Coin)
+                self._coins.append(float(weight))
+            else:
+                self._parts.append((self._made(name, given), float(weight)))
 
-    def __call__(self, prompt: str, answers: Sequence[str], row: Row) -> list[float]:
+    def __call__(self, prompt: str, answers: Sequence[str], row: Row, drawn: int = 0) -> list[float]:
         """The worth of some answers to one prompt, in order.
 
+        Args:
+            prompt, answers: as text.
+            row: where the prompt comes from.
+            drawn: answers that there were before: decides what is random.
         Raises:
             BadRow: the row lacks what answers are judged by.
         """
@@ -68,7 +77,8 @@ class Rewards:
         for reward, weight in self._parts:
             found = scored(reward, [prompt] * count, answers, [row] * count)
             sums = [before + weight * one for before, one in zip(sums, found, strict=True)]
-        return sums
+        heads = random.Random(drawn)
+        return [before + sum(weight * heads.randrange(2) for weight in self._coins) for before in sums]
 
     def require(self, row: Row) -> None:
         """Refuse a row that answers cannot be judged by.
@@ -80,8 +90,6 @@ class Rewards:
             reward("", "", row)
 
     def _made(self, name: str, given: Mapping[str, Any]) -> Reward:
-        if name == RANDOM:
-            return _coin(int(_settings(name, given, _Coin).seed))
         if name in Alone:
             shape, make = Alone[name]
             return make(_settings(name, given, shape))
@@ -98,16 +106,7 @@ class Rewards:
 
 
 class _Coin(msgspec.Struct, frozen=True):
-    seed: int = 0
-
-
-def _coin(seed: int) -> Reward:
-    """0 or 1, as the answer's own text decides with a seed: the same answer always gets the same."""
-
-    def reward(prompt: str, answer: str, row: Row) -> float:
-        return float(random.Random(f"{seed} {prompt} {answer}").random() < 0.5)
-
-    return reward
+    """Nothing can be said about a coin."""
 
 
 def _settings(name: str, given: Mapping[str, Any], shape: type[Any]) -> Any:

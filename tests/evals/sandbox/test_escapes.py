@@ -24,7 +24,7 @@ from khola.evals.sandbox.run import Sandbox
 from tests.evals.sandbox.corpus import PRELUDE, SECRET, Section, attack, census, outside, reached, sections, unconfined
 
 ESCAPES = sections("escapes.txt")
-LIMITS = Limits(cpu_s=1, wall_s=1.0, memory_bytes=512 << 20)
+LIMITS = Limits(cpu_s=1, wall_s=0.8, memory_bytes=512 << 20)
 LATE_S = 0.5
 # Errors of a program that never came to its attack.
 STUMBLED = (
@@ -168,6 +168,7 @@ def test_nothing_stays_when_the_server_is_killed_in_the_middle_of_a_run() -> Non
     assert census() == before and not running.is_alive() and "died" in told[0]
 
 
+@pytest.mark.slow
 def test_the_server_sees_neither_programs_nor_tests() -> None:
     look = """
 import gc

@@ -22,6 +22,7 @@ TESTS = Tests(
         "given = [5, 5, 1]\nassert solve(given) == [1, 5, 5]",
         "def check(candidate):\n for given in ([2, 1], [9, 8, 7], [4]):\n  assert candidate(list(given)) == sorted(given)\ncheck(solve)",
         "assert not solve([2, 0]) != [0, 2]",
+        "given = [8, 2]\nassert solve(given) == sorted(given)",
     )
 )
 LIMITS = Limits(cpu_s=1, wall_s=1.5, memory_bytes=256 << 20)
@@ -64,7 +65,7 @@ def test_a_right_program_scores(name: str, sandbox: Sandbox) -> None:
 
 
 def test_a_sample_of_the_hacks_does_not_score(sandbox: Sandbox) -> None:
-    assert [section.name for section in HACKS[::8] if judged(sandbox, section).passed] == []
+    assert [section.name for section in HACKS[::12] if judged(sandbox, section).passed] == []
 
 
 @pytest.mark.slow
@@ -78,6 +79,7 @@ def test_no_hack_scores_and_verdicts_repeat(sandbox: Sandbox) -> None:
             assert not differ
 
 
+@pytest.mark.slow
 def test_hacks_do_not_score_without_a_sandbox_either() -> None:
     """Judge and candidate apart are enough against lies; the layers are against escapes."""
     lies = [section for section in HACKS if section.name.startswith(("gives", "answers", "raises", "writes a verdict", "signs"))]
@@ -101,7 +103,7 @@ def test_hacks_do_not_score_without_a_sandbox_either() -> None:
     ],
 )
 def test_verdicts_say_what_happened(program: str, kind: str, why: str, sandbox: Sandbox) -> None:
-    verdict = sandbox.judged(program, TESTS, Limits(cpu_s=1, wall_s=0.7, memory_bytes=512 << 20))
+    verdict = sandbox.judged(program, TESTS, Limits(cpu_s=1, wall_s=0.5, memory_bytes=512 << 20))
     assert (verdict.kind, verdict.level) == (kind, sandbox.layers.name) and why in verdict.why
 
 
@@ -127,6 +129,27 @@ def test_objects_of_the_solution_are_asked_and_set_but_never_compared(sandbox: S
         "assert a < 3",
     ):
         assert sandbox.judged(program, Tests(tests=(made, lie))).kind == "malformed", lie
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("def solve(xs):\n    xs.clear()\n    return xs", "given = [8, 2]\nassert solve(given) == sorted(given)"),
+        ("def solve(xs):\n    xs[:] = [0]\n    return [0]", "given = [8, 2]\nassert solve(given) == sorted(given)"),
+        ("def solve(xs): raise StopIteration", "for found in map(solve, [[2, 1], [3]]):\n    assert found == []"),
+        ("def solve(xs): raise StopIteration", "assert all(map(lambda one: solve(one) == [1], [[1]]))"),
+        ("def solve(xs): raise StopAsyncIteration", "assert [solve(one) for one in [[1]]] == [[1]]"),
+    ],
+)
+def test_weak_tests_are_not_passed_by_what_would_fool_them_in_one_process(program: str, test: str, sandbox: Sandbox) -> None:
+    assert not sandbox.judged(program, Tests(tests=(test,))).passed
+
+
+def test_changed_arguments_come_back_where_a_task_asks_for_it(sandbox: Sandbox) -> None:
+    program = "def solve(xs, seen, found):\n    xs.sort()\n    seen.add(3)\n    found['a'] = [1]"
+    test = "xs, seen, found = [2, 1], {2}, {}\nsolve(xs, seen, found)\nassert (xs, seen, found) == ([1, 2], {2, 3}, {'a': [1]})"
+    assert sandbox.judged(program, Tests(tests=(test,), changes=True)).passed
+    assert not sandbox.judged(program, Tests(tests=(test,))).passed
 
 
 def test_whole_programs_read_and_print(sandbox: Sandbox) -> None:

@@ -93,9 +93,10 @@ def main() -> None:
     """Print them all."""
     now, old, reference = numbers(0)
     advantages = [1.2, -0.7, 0.4, -0.9]
+    kinds = [(kind, beta) for kind in ("grpo", "dr_grpo", "dapo") for beta in (0.0, 0.04)]
     found = {
         "now": now, "old": old, "reference": reference, "advantages": advantages,
-        "grpo": {f"{kind} {beta}": grpo(kind, now, old, reference, advantages, beta) for kind in ("grpo", "dr_grpo", "dapo") for beta in (0.0, 0.04)},
+        "grpo": {f"{kind} {beta}": grpo(kind, now, old, reference, advantages, beta) for kind, beta in kinds},
         "dpo": dpo("sigmoid", now, reference, 0.1), "ipo": dpo("ipo", now, reference, 0.1), "simpo": simpo(now, 2.0, 1.0, 0.0),
         "simpo smoothed": simpo(now, 2.0, 1.0, 0.1),
     }  # fmt: skip
