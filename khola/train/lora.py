@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from khola.ops.vocabulary import Stored, Weight
-from khola.store.quantise import quantise
+from khola.store.quantisers import quantise_well
 
 GROUP = 64
+PIECE = 1 << 16
+"""Values that are quantised at once."""
 KINDS = {"int8": "INT8G64", "int4": "INT4G64"}
 
 
@@ -82,9 +84,13 @@ def grouped(stored: Stored, base: str, dtype: torch.dtype, device: torch.device)
         base: "int8" or "int4".
     """
     kind = KINDS[base]
-    raw = stored.raw() if stored.kind == kind else quantise(kind, stored.float32())
     rows, inputs = stored.shape
-    blocks = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(rows, inputs // GROUP, -1)
+    if stored.kind == kind:
+        found = np.frombuffer(stored.raw(), np.uint8).copy()
+    else:
+        values, piece = stored.float32(), max(1, PIECE // inputs)
+        found = np.concatenate([quantise_well(kind, values[at : at + piece], tensor=stored.name) for at in range(0, rows, piece)])
+    blocks = torch.from_numpy(found).reshape(rows, inputs // GROUP, -1)
     scales = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
     codes = blocks[..., 2:].contiguous()
     return Grouped((codes if base == "int4" else codes.view(torch.int8)).to(device), scales.contiguous().to(device), dtype)

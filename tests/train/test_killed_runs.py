@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "k15": ("k15", ("k15.partial=true", "k15.longest=14", "k15.choose=failing")),
 }
 """Method and settings."""
+SLOW = {"bfloat16", "muon", "dpo lora"}
 KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "sft full": ("sft", FULL),
     "sft lora": ("sft", LORA),
@@ -31,7 +32,7 @@ KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
 """Method and settings of every kind of run that is killed; a method adds its own."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in KINDS])
 def test_ten_steps_and_ten_more_are_twenty(tmp_path: Path, kind: str) -> None:
     method, settings = KINDS[kind]
     options = ["epochs=5", "steps=20", "save.every=5", "save.keep=9", *settings]
