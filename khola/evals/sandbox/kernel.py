@@ -56,11 +56,11 @@ def has_seccomp() -> bool:
 def readable() -> Iterator[str]:
     """Files and folders that an interpreter reads: the standard library without what is installed beside it, and shared libraries."""
     library = Path(os.__file__).resolve().parent
-    left_out = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip", "lib2to3"}
-    yield from (str(entry) for entry in sorted(library.iterdir()) if entry.name not in left_out)
+    left_out = {"site-packages", "dist-packages", "sitecustomize.py", "test", "idlelib", "ensurepip", "lib2to3"}
+    yield from (str(entry) for entry in sorted(library.iterdir()) if entry.name not in left_out and entry.exists())
     for folder in ("/lib", "/usr/lib", "/lib64", "/usr/lib64"):
         yield from (str(path) for path in sorted(Path(folder).glob("*-linux-gnu")))
-        yield from (str(path) for path in sorted(Path(folder).glob("lib*.so*")))
+        yield from (str(path) for path in sorted(Path(folder).glob("lib*.so*")) if path.exists())
         yield from (str(path) for path in sorted(Path(folder).glob("ld-linux*")))
     yield from (str(path) for path in sorted(Path(sys.base_prefix, "lib").glob("lib*.so*")))
 

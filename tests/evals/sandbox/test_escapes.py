@@ -21,10 +21,10 @@ from khola.evals.sandbox.level import chosen
 from khola.evals.sandbox.limits import Limits
 from khola.evals.sandbox.process import Layers
 from khola.evals.sandbox.run import Sandbox
-from tests.evals.sandbox.corpus import PRELUDE, SECRET, Section, attack, census, outside, reached, sections, unconfined
+from tests.evals.sandbox.corpus import PRELUDE, SECRET, Section, adopting, attack, census, outside, reached, sections, unconfined
 
 ESCAPES = sections("escapes.txt")
-LIMITS = Limits(cpu_s=1, wall_s=0.8, memory_bytes=512 << 20)
+LIMITS = Limits(cpu_s=1, wall_s=0.6, memory_bytes=512 << 20)
 LATE_S = 0.5
 # Errors of a program that never came to its attack.
 STUMBLED = (
@@ -51,7 +51,7 @@ needs_bubblewrap = pytest.mark.skipif(not shutil.which("bwrap"), reason="bwrap i
 
 @pytest.fixture
 def at(tmp_path: Path) -> Iterator[dict[str, object]]:
-    with outside(tmp_path) as found:
+    with outside(tmp_path) as found, adopting():
         yield found
 
 
@@ -145,6 +145,23 @@ def test_what_no_layer_holds_gets_out(at: dict[str, object], alone: Callable[[La
     sandbox = alone(Layers())
     assert escaped(sandbox, Section("==", "reading", "return open(at['secret']).read()"), at) == f"got {SECRET!r}"
     assert sandbox.layers.name == "none"
+
+
+def test_a_survivor_would_be_seen(at: dict[str, object], alone: Callable[[Layers], Sandbox]) -> None:
+    body = "child = libc.fork()\nif child == 0:\n    libc.setsid()\n    time.sleep(60)\n    os._exit(0)"
+    before = census()
+    assert escaped(alone(Layers()), Section("==", "survive", body), at) == "left a process behind"
+    for survivor in census() - before:
+        os.kill(survivor, signal.SIGKILL)
+        os.waitpid(survivor, 0)
+
+
+@pytest.mark.slow
+def test_processor_time_is_bounded_even_where_its_signal_is_ignored() -> None:
+    program = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\ndef spin():\n    while True: pass"
+    with Sandbox(chosen(), Limits(cpu_s=1, wall_s=60.0)) as sandbox:
+        outcome = sandbox.called(program, "spin")
+    assert outcome.kind == "timeout" and outcome.wall_s < 55
 
 
 def test_nothing_stays_when_the_server_is_killed_in_the_middle_of_a_run() -> None:
