@@ -67,7 +67,7 @@ def samples(setup: Setup) -> list[Sample]:
             found += kept
         else:
             left.append(f"{row.file}:{row.line}")
-    tell_left(setup, "{count} pairs are longer than {limit} tokens and are left out: {places}", left)
+    tell_left(setup, left)
     return found
 
 

@@ -55,7 +55,7 @@ def samples(setup: Setup) -> list[Sample]:
                 left.append(f"{row.file}:{row.line}")
             else:
                 found.append(replace(fitted, where=f"{row.file}:{row.line}"))
-    tell_left(setup, "{count} sequences are longer than {limit} tokens and are left out: {places}", left)
+    tell_left(setup, left)
     return found
 
 
@@ -77,10 +77,16 @@ def loss(model: Trainee, batch: Batch, config: Config) -> Loss:
     return Loss(sum=model.cross_entropy(batch))
 
 
-def tell_left(setup: Setup, text: str, places: Sequence[str]) -> None:
-    """Say what was left out, and the first places of it; nothing where nothing was."""
+def tell_left(setup: Setup, places: Sequence[str]) -> None:
+    """Say which rows were left out, the first of them by place; nothing where none was."""
     if places:
-        setup.tell(text, count=len(places), limit=setup.max_tokens, places=", ".join(places[:5]) + (", …" if len(places) > 5 else ""))
+        first = ", ".join(places[:5]) + (", …" if len(places) > 5 else "")
+        setup.tell(
+            "{count} rows are longer than {limit} tokens and are left out: {places}",
+            count=len(places),
+            limit=setup.max_tokens,
+            places=first,
+        )
 
 
 def fit(sample: Sample, row: Row, setup: Setup) -> Sample | None:

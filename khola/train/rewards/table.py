@@ -48,7 +48,7 @@ class Rewards:
 
     def __init__(self, table: Mapping[str, Mapping[str, Any]]) -> None:
         if not table:
-            raise AskedWrong("no reward is named", hint="--set 'grpo.reward={exact={}}'")
+            raise AskedWrong("no reward is named", hint="--set grpo.reward.exact.key=answer names one")
         self._parts: list[tuple[Reward, float]] = []
         self._coins: list[float] = []
         for name, settings in table.items():
