@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from khola.train.loop import Progress
 
 What = Annotated[
-    str, typer.Argument(metavar="METHOD|FILE", show_default=False, help="A method (sft, dpo, grpo, k15), or a TOML file that says everything.")
+    str,
+    typer.Argument(metavar="METHOD|FILE", show_default=False, help="A method (sft, dpo, grpo, k15), or a TOML file that says everything."),
 ]
 Model = Annotated[
     str | None,
