@@ -363,6 +363,12 @@ class Gated(Forbidden):
     code = "gated_model"
 
 
+class NoSandbox(Forbidden):
+    """Nothing on this machine can hold a program that nobody trusts, so none is run."""
+
+    code = "no_sandbox"
+
+
 class NoKey(Forbidden):
     """A key is needed, and none that is valid was given."""
 

@@ -76,6 +76,7 @@ def examine(talk: Talk, verify: bool = False) -> Iterator[Check]:
     yield from _folders(talk)
     yield from _models(talk)
     yield _network(talk)
+    yield _sandbox(talk)
     yield _terminal(talk)
 
 
@@ -243,6 +244,23 @@ def _network(talk: Talk) -> Check:
     if talk.settings.offline:
         return Check(name="network", found=talk.words("switched off"))
     return Check(name="network", found=talk.words("used by `khola pull` alone; hub: {hub}", hub=talk.settings.hub))
+
+
+def _sandbox(talk: Talk) -> Check:
+    """What can hold a program that nobody trusts: every layer, and how many of the attacks of its self-test it stopped."""
+    from khola.evals.sandbox.level import candidates, layers_here, probed
+
+    told = talk.words("seccomp: {seccomp}; Landlock: {landlock}; bubblewrap: {bubblewrap}", **layers_here())
+    for layers in candidates():
+        probes = probed(layers)
+        lost = [probe.name for probe in probes if not probe.held]
+        if lost:
+            told = talk.words("{told}; {level} does not stop {lost}", told=told, level=layers.name, lost=", ".join(lost))
+            continue
+        found = talk.words("{told}; {level} is used, {count} of {count} attacks stopped", told=told, level=layers.name, count=len(probes))
+        return Check(name="sandbox", found=found)
+    step = talk.words("code is not run here; Linux on x86-64 or ARM with seccomp can hold it")
+    return Check(name="sandbox", found=told, state="warn", next_step=step)
 
 
 def _terminal(talk: Talk) -> Check:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from khola.train.loop import Finished, Progress
 
 What = Annotated[
-    str, typer.Argument(metavar="METHOD|FILE", show_default=False, help="A method (sft), or a TOML file that says everything.")
+    str,
+    typer.Argument(
+        metavar="METHOD|FILE", show_default=False, help="A method (sft, dpo, grpo, k15, distil), or a TOML file that says everything."
+    ),
 ]
 Model = Annotated[
     str | None,

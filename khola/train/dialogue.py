@@ -72,6 +72,11 @@ def taught(
     return [Sample(ids=np.array(ids, np.int32), learned=np.array(learned, np.bool_)) for ids, learned in found]
 
 
+def before_answer(chat: Format, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Ids of everything before the answer to these messages; the format refuses what it cannot say."""
+    return prompt_ids(chat.render(Asked(messages)), tokenizer)
+
+
 def continued(prompt: Sequence[int], text: str, tokenizer: Tokenizer, end: int | None) -> Sample:
     """A text behind ids, learned with the token that ends it.
 

@@ -101,6 +101,7 @@ def prepare(run: Run, settings: Settings, tell: Tell, group: Group | None = None
         batch_tokens=max(run.packing.tokens, run.packing.length),
         accumulate=run.packing.accumulate,
         epochs=run.epochs,
+        steps=run.steps,
         rank=group.rank,
         world=group.world,
         tell=tell,

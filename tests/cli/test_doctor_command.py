@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from khola.evals.sandbox.level import Probe
+from khola.evals.sandbox.process import Layers
 from khola.native.probe import Gpu, Machine
 from tests.cli.command import Command, Done
 from tests.needs import needs_library
@@ -84,6 +86,18 @@ def test_caches_of_other_programs(khola_says: Command, machine: Callable[..., No
     assert "caches" not in checks(khola_says("doctor", "--json"))
     (home / ".ollama" / "models" / "manifests").mkdir(parents=True)
     assert "ollama" in checks(khola_says("doctor", "--json"))["caches"]["found"]
+
+
+def test_what_can_hold_programs(khola_says: Command, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    level = Layers(seccomp=True)
+    monkeypatch.setattr("khola.evals.sandbox.level.candidates", lambda: (level,))
+    monkeypatch.setattr("khola.evals.sandbox.level.probed", lambda _: (Probe(name="read", held=True, said="x"),) * 12)
+    assert "seccomp is used, 12 of 12 attacks stopped" in checks(khola_says("doctor", "--json"))["sandbox"]["found"]
+    monkeypatch.setattr("khola.evals.sandbox.level.probed", lambda _: (Probe(name="read", held=False, said="x"),))
+    found = checks(khola_says("doctor", "--json"))["sandbox"]
+    assert found["state"] == "warn" and "seccomp does not stop read" in found["found"] and "code is not run here" in found["next_step"]
+    monkeypatch.setattr("khola.evals.sandbox.level.candidates", lambda: ())
+    assert checks(khola_says("doctor", "--json"))["sandbox"]["state"] == "warn"
 
 
 def test_damaged_record_is_bad(khola_says: Command, machine: Callable[..., None], home: Path) -> None:

@@ -37,6 +37,25 @@ def rows(count: int = 60) -> list[dict[str, Any]]:
     ]
 
 
+def pairs(count: int = 40) -> list[dict[str, Any]]:
+    """Questions with an answer that is preferred and one that is not."""
+    return [
+        {"messages": [{"role": "user", "content": f"the {number}"}], "chosen": "in the " * (number % 3 + 1), "rejected": str(number) * 5}
+        for number in range(count)
+    ]
+
+
+def asked(count: int = 12) -> list[dict[str, Any]]:
+    """Prompts of which the reward knows the answer."""
+    return [{"prompt": f"the {number} ", "answer": "the in"} for number in range(count)]
+
+
+ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {"sft": rows, "distil": rows, "dpo": pairs, "grpo": asked, "k15": asked}
+SAMPLED = ("answer_tokens=6", "group=4", "prompts=3", "reward={form={pattern='.*[a-m].*'}}")
+ON_LINE = {method: ("chat=", *(f"{method}.{setting}" for setting in SAMPLED)) for method in ("grpo", "k15")}
+"""Settings with which a tiny model answers and is rewarded, often enough either way."""
+
+
 def write_rows(path: Path, values: Sequence[Any]) -> Path:
     """A JSONL file."""
     path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
@@ -54,11 +73,11 @@ def small_run(
     model = place / "tiny"
     if not model.exists():
         write_folder(model)
-    data = place / "rows.jsonl"
+    data = place / ("rows.jsonl" if method == "sft" else f"{method}.jsonl")
     if values is not None or not data.exists():
-        write_rows(data, rows() if values is None else values)
+        write_rows(data, ROWS[method]() if values is None else values)
     given = {"method": method, "model": str(model), "data": (str(data),), "out": str(place / out)}
-    return resolve(None, given, [*SMALL, *options])
+    return resolve(None, given, [*SMALL, *ON_LINE.get(method, ()), *options])
 
 
 def done(run: Run, place: Path, *, until: int | None = None, told: list[str] | None = None) -> Finished | None:

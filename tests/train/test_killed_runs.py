@@ -11,18 +11,35 @@ import pytest
 from tests.train.runs import FULL, HALF, LORA, done, last, same_runs, small_run
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = {"full": FULL, "lora": LORA, "bfloat16": HALF, "muon": ("optimiser.name=muon",)}
-SLOW = {"bfloat16", "muon"}
-KILLED: dict[str, tuple[str, tuple[str, ...]]] = {"sft full": ("sft", FULL), "sft lora": ("sft", LORA), "distil": ("distil", FULL)}
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "full": ("sft", FULL),
+    "lora": ("sft", LORA),
+    "bfloat16": ("sft", HALF),
+    "muon": ("sft", ("optimiser.name=muon",)),
+    "dpo": ("dpo", FULL),
+    "dpo lora": ("dpo", LORA),
+    "grpo": ("grpo", ("grpo.reuse=3",)),
+    "k15": ("k15", ("k15.partial=true", "k15.longest=14", "k15.choose=failing")),
+}
+"""Method and settings."""
+SLOW = {"bfloat16", "muon", "dpo lora"}
+KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sft full": ("sft", FULL),
+    "sft lora": ("sft", LORA),
+    "dpo": ("dpo", FULL),
+    "grpo": ("grpo", ("grpo.reuse=2",)),
+    "distil": ("distil", FULL),
+}
 """Method and settings of every kind of run that is killed; a method adds its own."""
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in KINDS])
 def test_ten_steps_and_ten_more_are_twenty(tmp_path: Path, kind: str) -> None:
-    options = ["epochs=5", "steps=20", "save.every=5", "save.keep=9", *KINDS[kind]]
-    straight = small_run(tmp_path, out="straight", options=options)
+    method, settings = KINDS[kind]
+    options = ["epochs=5", "steps=20", "save.every=5", "save.keep=9", *settings]
+    straight = small_run(tmp_path, out="straight", options=options, method=method)
     assert done(straight, tmp_path) is not None
-    stopped = small_run(tmp_path, out="stopped", options=options)
+    stopped = small_run(tmp_path, out="stopped", options=options, method=method)
     assert done(stopped, tmp_path, until=13) is None
     assert last(stopped).step == 10
     told: list[str] = []

@@ -82,7 +82,7 @@ def test_long_rows_are_cut_or_left_out_when_that_is_asked_for(tmp_path: Path) ->
     done(small_run(tmp_path, out="cut", values=values, options=["packing.too_long=cut", "steps=1"]), tmp_path, told=told)
     assert told == []
     done(small_run(tmp_path, out="without", options=["packing.too_long=leave_out", "steps=1"]), tmp_path, told=told)
-    assert told == [f"1 sequences are longer than 96 tokens and are left out: {tmp_path / 'rows.jsonl'}:6"]
+    assert told == [f"1 rows are longer than 96 tokens and are left out: {tmp_path / 'rows.jsonl'}:6"]
 
 
 def test_a_row_that_loses_its_answer_by_cutting_is_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from khola.settings import Settings
     from khola.train.model import Trainee
 
-NAMES = ("sft", "distil")
+NAMES = ("sft", "dpo", "grpo", "k15", "distil")
 """Methods that there are; one module each."""
 
 
@@ -75,6 +75,8 @@ class Setup:
     accumulate: int
     """Micro-batches of one step and process."""
     epochs: float
+    steps: int | None
+    """Of the whole run, where it was said."""
     rank: int = 0
     world: int = 1
     """Processes that train together, and which of them this is."""

@@ -44,7 +44,7 @@ def samples(setup: Setup) -> list[Sample]:
     left: list[str] = []
     for row in read_rows(setup.files):
         try:
-            made = _sequences(row, setup)
+            made = sequences(row, setup, only_last=setup.config.turns == "last")
         except BadRow:
             raise
         except KholaError as problem:
@@ -55,13 +55,7 @@ def samples(setup: Setup) -> list[Sample]:
                 left.append(f"{row.file}:{row.line}")
             else:
                 found.append(replace(fitted, where=f"{row.file}:{row.line}"))
-    if left:
-        setup.tell(
-            "{count} sequences are longer than {limit} tokens and are left out: {places}",
-            count=len(left),
-            limit=setup.max_tokens,
-            places=", ".join(left[:5]) + (", …" if len(left) > 5 else ""),
-        )
+    tell_left(setup, left)
     return found
 
 
@@ -81,6 +75,18 @@ def source(samples: Sequence[Sample], setup: Setup, model: Trainee) -> Packed:
 def loss(model: Trainee, batch: Batch, config: Config) -> Loss:
     """The sum of -log p over the learned tokens."""
     return Loss(sum=model.cross_entropy(batch))
+
+
+def tell_left(setup: Setup, places: Sequence[str]) -> None:
+    """Say which rows were left out, the first of them by place; nothing where none was."""
+    if places:
+        first = ", ".join(places[:5]) + (", …" if len(places) > 5 else "")
+        setup.tell(
+            "{count} rows are longer than {limit} tokens and are left out: {places}",
+            count=len(places),
+            limit=setup.max_tokens,
+            places=first,
+        )
 
 
 def fit(sample: Sample, row: Row, setup: Setup) -> Sample | None:
@@ -106,13 +112,21 @@ def fit(sample: Sample, row: Row, setup: Setup) -> Sample | None:
     return sample
 
 
-def _sequences(row: Row, setup: Setup) -> list[Sample]:
-    """The sequences of one row."""
+def sequences(row: Row, setup: Setup, *, only_last: bool) -> list[Sample]:
+    """The sequences of one row.
+
+    Args:
+        row: as this module reads it.
+        setup: of the run.
+        only_last: of a conversation, learn the last answer only.
+    Raises:
+        BadRow: nobody reads such a row.
+    """
     model, tokenizer = setup.model, setup.model.tokenizer
     if "messages" in row.value:
         row.only(("messages", "tools"))
         tools = _tools(row.value.get("tools") or [], row)
-        return taught(model.format, tokenizer, messages_of(row.value["messages"]), tools, only_last=setup.config.turns == "last")
+        return taught(model.format, tokenizer, messages_of(row.value["messages"]), tools, only_last=only_last)
     end = min(tokenizer.end_ids) if tokenizer.end_ids else None
     if "prompt" in row.value or "completion" in row.value:
         row.only(("prompt", "completion"))
