@@ -28,6 +28,7 @@ from torch.nn import functional
 from khola.loader.assemble import assemble
 from khola.loader.exported import as_folder
 from khola.models import architecture
+from khola.native.train import keep_memory
 from khola.nn.specs import parse_config
 from khola.ops.torch_native import NativeKernels, multiply
 from khola.ops.torch_ops import TorchOps
@@ -153,6 +154,8 @@ def transformers_step(asked: argparse.Namespace) -> Callable[[], float]:
 
 def work(asked: argparse.Namespace) -> None:
     """An engine's process: a step for every line, then what it held at most."""
+    # Both: fresh pages would cost either of them up to a sixth of a step.
+    keep_memory()
     once = {"khola": khola_step, "transformers": transformers_step}[asked.engine](asked)
     print("{}", flush=True)
     for _ in sys.stdin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from khola.errors import AskedWrong, NoKernel, OurFault
 from khola.ops.vocabulary import Rope, Weight, whole_sequences
+from tests.needs import said
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -277,3 +279,19 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         "plain torch computes this training: no native library was built here",
         "plain torch computes this training: native kernels are for the CPU, not for meta",
     ]
+
+
+def test_freed_memory_is_kept() -> None:
+    """Pages of a large block that was freed serve the next one: asking for it again faults next to none in."""
+    code = """
+import resource, sys
+from khola.native.train import keep_memory
+if keep_memory():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = bytearray(64 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    first = faults()
+    assert faults() < first / 8, first
+"""
+    said(sys.executable, "-c", code)

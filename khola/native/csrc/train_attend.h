@@ -26,14 +26,14 @@ struct Bench {
   }
 };
 
-inline bool hidden(int query, int key, int window) { return key > query || (window && key <= query - window); }
-
 // Whether a panel of keys has one that a query of a panel does not see.
 inline bool partly_hidden(int queries, int keys, int window) { return keys == queries || (window && queries * kSide + kSide - 1 - keys * kSide >= window); }
 
 // Which of sixteen queries see a key: all bits set.
 inline void seen_by(int first_query, int key, int window, Ints& seen) {
-  for (int i = 0; i < kLane; ++i) seen[i] = hidden(first_query + i, key, window) ? 0 : -1;
+  const Ints query = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + first_query;
+  seen = query >= key;
+  if (window) seen &= query < key + window;
 }
 
 struct Head {
@@ -86,6 +86,7 @@ void turn_out(const float* sums, int panels, int size, int rows, const Lane* fac
 
 // Weights of up to four panels of keys, as right panels over keys: exp((score − most) · scale). `most` and `sum` go on.
 void weigh(const kh_attention& t, float* scores, int queries, int keys, int count, uint16_t* weights, Lane* most, Lane* sum, Lane* shrunk) {
+  const float scale = t.scale * kLog2E;
   for (int side = 0; side < 2; ++side) {
     Lane top = most[side];
     for (int i = 0; i < count; ++i) {
@@ -100,11 +101,11 @@ void weigh(const kh_attention& t, float* scores, int queries, int keys, int coun
           choose<Lane, Ints>(seen, x, Lane{} - 1e30f, x);
           put(at, x);
         }
-        choose<Lane, Ints>(x > top, x, top, top);
+        raise(x, top);
       }
     }
-    shrunk[side] = (most[side] - top) * t.scale;
-    exponential(shrunk[side]);
+    shrunk[side] = (most[side] - top) * scale;
+    power(shrunk[side]);
     most[side] = top;
     Lane more{};
     for (int i = 0; i < count; ++i)
@@ -113,10 +114,10 @@ void weigh(const kh_attention& t, float* scores, int queries, int keys, int coun
         Lane low, high;
         get(at, low);
         get(at + 16, high);
-        low = (low - top) * t.scale;
-        high = (high - top) * t.scale;
-        exponential(low);
-        exponential(high);
+        low = (low - top) * scale;
+        high = (high - top) * scale;
+        power(low);
+        power(high);
         more += low;
         more += high;
         words(low, high, weights + i * kPair + side * 512 + r * 16);
@@ -166,7 +167,7 @@ void attend(const kh_attention& t, const AttentionPlan& plan, int sequence, int 
 struct Back {
   uint16_t *queries, *gradients;            // right panels of 32 rows, over the head
   uint16_t *queries_across, *gradients_across;  // right panels of 32 numbers of the head, over the rows
-  float *log_sums, *means;                  // rows, padded
+  float *log_sums, *means;                  // rows, padded; logarithms to base 2
   float *query_sums;                        // [panels][key panels] pairs, the other way round
   float *key_sums, *value_sums;             // [4][panels of the head] pairs
   uint16_t *weights, *slopes, *slopes_right;  // [4][4] pairs: left panels by key, over queries; right ones by query, over keys
@@ -206,7 +207,7 @@ void pack_back(const kh_attention& t, const AttentionPlan& plan, const Head& h, 
     pack(across(gradients), e * kSide, lesser(kSide, t.value_size - e * kSide), h.rows, true, b.gradients_across + e * h.panels * kPair);
   const float* log_sums = t.log_sums + static_cast<int64_t>(head) * t.starts[t.num_sequences] + h.first;
   for (int row = 0; row < h.panels * kSide; ++row) {
-    b.log_sums[row] = row < h.rows ? log_sums[row] : 1e30f;
+    b.log_sums[row] = row < h.rows ? log_sums[row] * kLog2E : 1e30f;
     b.means[row] = 0;
     if (row >= h.rows) continue;
     const uint16_t *x = static_cast<const uint16_t*>(gradients.data) + row * gradients.row, *y = static_cast<const uint16_t*>(mixed.data) + row * mixed.row;
@@ -235,8 +236,8 @@ void slope(const kh_attention& t, const Back& b, const float* scores, const floa
         Lane p, gain;
         get(scores + at, p);
         get(gains + at, gain);
-        p = p * t.scale - log_sum;
-        exponential(p);
+        p = p * (t.scale * kLog2E) - log_sum;
+        power(p);
         if (partly) {
           Ints seen;
           seen_by(q * kSide + side * 16, k * kSide + row, t.window, seen);

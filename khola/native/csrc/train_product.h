@@ -49,15 +49,15 @@ void sum_exponentials(const kh_product& p, int64_t first, int rows, int column, 
     const Lane before = most;
     for (int side = 0; side < 2; ++side) {
       get(row_of(sums, r, side), x[side]);
-      for (int i = greater(0, columns - 16 * side); i < kLane; ++i) x[side][i] = -INFINITY;
-      choose<Lane, Ints>(x[side] > most, x[side], most, most);
+      for (int i = greater(0, columns - 16 * side); i < kLane; ++i) x[side][i] = -1e38f;
+      raise(x[side], most);
     }
-    Lane shrunk = before - most;
-    exponential(shrunk);
+    Lane shrunk = (before - most) * kLog2E;
+    power(shrunk);
     sum *= shrunk;
     for (Lane& one : x) {
-      one -= most;
-      exponential(one);
+      one = (one - most) * kLog2E;
+      power(one);
       sum += one;
     }
     put(most_at, most);
@@ -74,8 +74,8 @@ void softmax_minus(const kh_product& p, int64_t first, int rows, int column, int
       if (count <= 0) break;
       Lane x;
       get(row_of(sums, r, side), x);
-      x -= p.log_sum[first + r];
-      exponential(x);
+      x = (x - p.log_sum[first + r]) * kLog2E;
+      power(x);
       if (target >= 16 * side && target < 16 * side + 16) x[target % 16] -= 1.0f;
       x *= factor;
       const int64_t at = (first + r) * p.stride + column + 16 * side;

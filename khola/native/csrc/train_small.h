@@ -58,8 +58,8 @@ void norm_back(const kh_rows& t, int first, int last, float* share) {
 
 // 1 / (1 + exp(−x))
 [[gnu::always_inline]] inline void sigmoid(const Lane& x, Lane& out) {
-  out = -x;
-  exponential(out);
+  out = x * -kLog2E;
+  power(out);
   out = 1.0f / (1.0f + out);
 }
 

@@ -9,7 +9,7 @@
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define KH_TRAIN_512
-#include <immintrin.h>
+#include "power512.h"
 #endif
 
 namespace kh {
@@ -28,7 +28,27 @@ template <typename Vector>
   std::memcpy(&to, from, sizeof(to));
 }
 [[gnu::always_inline]] inline void put(float* to, const Lane& v) { std::memcpy(to, &v, sizeof(v)); }
-[[gnu::always_inline]] inline void exponential(Lane& x) { exponentiate<Lane, Ints, Words>(x); }
+
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// x ← 2 to the power x; far below the least exponent, next to nothing.
+[[gnu::always_inline]] inline void power(Lane& x) {
+#ifdef KH_TRAIN_512
+  x = reinterpret_cast<Lane>(power16(reinterpret_cast<__m512>(x)));
+#else
+  x *= kLn2;
+  exponentiate<Lane, Ints, Words>(x);
+#endif
+}
+
+// top ← the greater of both
+[[gnu::always_inline]] inline void raise(const Lane& x, Lane& top) {
+#ifdef KH_TRAIN_512
+  top = reinterpret_cast<Lane>(_mm512_max_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(top)));
+#else
+  choose<Lane, Ints>(x > top, x, top, top);
+#endif
+}
 
 inline float total(const Lane& x) {
   float sum = 0;
