@@ -66,6 +66,8 @@ def train(
 
     with Line(talk) as line:
         done = go(run, talk.settings, tell=line.say, progress=line.draw)
+    if not done.first:
+        return
     if json:
         talk.data({"model": str(done.model), "out": str(done.out), "steps": done.steps, "tokens": done.tokens, "loss": done.loss})
         return

@@ -43,7 +43,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 def _killed(place: Path, kills: int, seed: int, kind: str) -> None:
     method, options = KILLED[kind]
-    options = ("epochs=5", "steps=20", "save.every=4", *options)
+    options = ("epochs=3", "steps=12", "save.every=3", *options)
     words = [sys.executable, "-m", "tests.train.killed", str(place), str(kills), str(seed), method, *options]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
