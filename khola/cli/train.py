@@ -73,7 +73,9 @@ def train(
 
 
 def print_done(done: Finished, talk: Talk, **more: Any) -> None:
-    """Where the new model lies, and what it took."""
+    """Where the new model lies, and what it took; of several processes one says it."""
+    if not done.first:
+        return
     if talk.json:
         talk.data({"model": str(done.model), "out": str(done.out), "steps": done.steps, "tokens": done.tokens, "loss": done.loss, **more})
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 from khola.errors import NoKernel, OurFault
 from khola.native.build import library_name
 
-ABI = 9
+ABI = 10
 """`KH_ABI` of the header that the structures below repeat."""
 
 

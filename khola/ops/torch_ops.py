@@ -22,6 +22,7 @@ from khola.ops.latent import latent_sizes
 from khola.ops.packed import LastStep, Layout, Span, check_ids, kept_of, layout_of, require_slot, turns
 from khola.ops.stack import Stack
 from khola.ops.torch_latent import folded_queries, made_of, values_of
+from khola.ops.torch_native import NativeKernels
 from khola.ops.torch_routing import Routes, choose, mix_experts
 from khola.ops.torch_states import convolve, scan, unit
 from khola.ops.vocabulary import PAGE_TOKENS, CacheSpec, Forward, Program, Rope, Routing, Step, Stored, Weight
@@ -65,14 +66,15 @@ class TorchOps:
     Args:
         device: "cpu", "cuda", "cuda:1".
         dtype: "float32", "bfloat16", "float16" or "float64".
+        kernels: native forms of some operations, for training in bfloat16 on the CPU; see `khola.ops.torch_native.native_kernels`.
     Raises:
-        AskedWrong: another dtype, or a device that torch does not have here.
+        AskedWrong: another dtype, or a device that torch does not have here; kernels for another dtype or device than theirs.
     """
 
     name = "torch"
     tells_answers = False
 
-    def __init__(self, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(self, device: str = "cpu", dtype: str = "float32", kernels: NativeKernels | None = None) -> None:
         if dtype not in DTYPES:
             raise AskedWrong("torch computes in {known}, not in {dtype}", known=", ".join(DTYPES), dtype=dtype)
         try:
@@ -81,6 +83,9 @@ class TorchOps:
         except (RuntimeError, AssertionError) as wrong:
             raise AskedWrong("torch has no device {device} here: {reason}", device=device, reason=str(wrong).split("\n")[0]) from None
         self.dtype = DTYPES[dtype]
+        if kernels is not None and (dtype != "bfloat16" or self.device.type != "cpu"):
+            raise AskedWrong("native kernels train in bfloat16 on the CPU, not in {dtype} on {device}", dtype=dtype, device=device)
+        self.kernels = kernels
         self._wide = torch.float64 if self.dtype is torch.float64 else torch.float32
         self._placed: LastStep[_Placed] = LastStep(self._place)
         self._turns: dict[Rope, Tensor] = {}
@@ -146,17 +151,22 @@ class TorchOps:
         """
         if isinstance(ids_T, np.ndarray):
             check_ids(ids_T, len(table.data))
-        return functional.embedding(torch.as_tensor(ids_T, dtype=torch.long, device=self.device), table.data)
+        ids = torch.as_tensor(ids_T, dtype=torch.long, device=self.device)
+        return functional.embedding(ids, table.data).to(self.dtype)
 
     def linear(self, x_TN: Tensor, weight: Weight) -> Tensor:
         """x times the transposed weight, plus its bias; a weight with an adapter, or in groups, makes its product itself."""
         if not isinstance(weight.data, Tensor):
             product: Tensor = weight.data.product(x_TN, weight.bias, self)
             return product
+        if self.kernels is not None:
+            return self.kernels.linear(x_TN, weight.data, weight.bias)
         return functional.linear(x_TN, weight.data, weight.bias)
 
     def rms_norm(self, x: Tensor, weight: Weight, eps: float, plus_one: bool = False) -> Tensor:
         """x / sqrt(mean(x²) + eps), rounded to the dtype of x, times the weight."""
+        if self.kernels is not None:
+            return self.kernels.rms_norm(x, weight.data, eps, plus_one)
         wide = x.to(self._wide)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         y: Tensor = (wide * (1 + weight.data.to(self._wide))).to(x.dtype) if plus_one else weight.data * wide.to(x.dtype)
@@ -183,6 +193,8 @@ class TorchOps:
     def rotate(self, x_THE: Tensor, step: Step, rope: Rope) -> Tensor:
         """The first `rope.width` dimensions of each head turned by position times frequency."""
         cos_T1F, sin_T1F = self._turns_of(step, rope)
+        if self.kernels is not None:
+            return self.kernels.rotate(x_THE, cos_T1F, sin_T1F)
         half = cos_T1F.shape[-1]
         wide = x_THE.to(self._wide)
         left, right = wide[..., :half], wide[..., half : 2 * half]
@@ -196,6 +208,8 @@ class TorchOps:
         placed = self._placed(step)
         if step.cache is not None:
             return self._attend_cached(q_THE, k_TKE, v_TKE, placed, step.cache, layer, scale, window)
+        if self.kernels is not None:
+            return self.kernels.attend(q_THE, k_TKE, v_TKE, step.starts_S1, scale, window)
         if placed.equal:
             q, k, v = (x.reshape(-1, placed.equal, *x.shape[1:]).transpose(1, 2) for x in (q_THE, k_TKE, v_TKE))
             return _mix(q, k, v, scale, window).transpose(1, 2).flatten(0, 1)
@@ -237,6 +251,8 @@ class TorchOps:
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate x sigmoid(gate) x up."""
+        if self.kernels is not None:
+            return self.kernels.silu_mul(gate, up)
         return functional.silu(gate) * up
 
     def gelu(self, x: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class Finished:
     tokens: int
     loss: float | None
     """Of the last step."""
+    first: bool = True
+    """Whether this process is the one that talks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,7 +256,8 @@ class Loop:
         self._group.wait()
         history = self._state.history
         loss = history[-1]["loss"] if history else None
-        return Finished(out=self._out, model=model, steps=self._state.step, tokens=self._state.tokens, loss=loss)
+        state, first = self._state, self._group.first
+        return Finished(out=self._out, model=model, steps=state.step, tokens=state.tokens, loss=loss, first=first)
 
     def _step(self, batches: Sequence[Batch]) -> dict[str, Any]:
         """One update; weights stay as they are where a number is not finite."""

@@ -29,9 +29,11 @@ from khola.loader.exported import as_folder
 from khola.loader.find import Located
 from khola.loader.shells import text_part
 from khola.models import architecture as architecture_named
+from khola.nn import causal
 from khola.nn.specs import Architecture, parse_config
 from khola.ops.rows import Rows
 from khola.ops.stack import Stack
+from khola.ops.torch_native import native_kernels
 from khola.ops.torch_ops import DTYPES, TorchOps
 from khola.ops.vocabulary import Step, Stored, Weight
 from khola.ops.weights import Tree, tree_of
@@ -43,9 +45,10 @@ from khola.train.config import Lora
 from khola.train.lora import GROUP, Adapted, Grouped, fresh, grouped
 
 
-def interpreter(device: str, dtype: str) -> TorchOps:
-    """The interpreter that training runs on: made here and nowhere else."""
-    return TorchOps(device=device, dtype=dtype)
+def interpreter(device: str, dtype: str, tell: Callable[..., None]) -> TorchOps:
+    """The interpreter that training runs on: made here and nowhere else; native kernels where they can be had."""
+    kernels = native_kernels(torch.get_num_threads(), device, tell) if dtype == "bfloat16" and device == "cpu" else None
+    return TorchOps(device=device, dtype=dtype, kernels=kernels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +109,10 @@ class _Taker:
         """The tensor, unread."""
         name = stored.name.removesuffix(".weight")
         return Weight(name, _Taken(name, stored, bias, exact))
+
+
+def _unheard(*_: object, **__: object) -> None:
+    """Nobody listens."""
 
 
 class Part(nn.Module):
@@ -205,7 +212,7 @@ class Trainee:
         chat: str = "",
         tell: Any = None,
     ) -> None:
-        self.ops = interpreter(device, dtype)
+        self.ops = interpreter(device, dtype, tell or _unheard)
         self.device, self.dtype = self.ops.device, dtype
         self.wide = torch.float64 if dtype == "float64" else torch.float32
         """Of the masters."""
@@ -230,7 +237,7 @@ class Trainee:
     def _load(self, located: Located, tell: Any) -> None:
         parts = as_folder(located.path)
         try:
-            name, said = located.path.name, tell or (lambda *_, **__: None)
+            name, said = located.path.name, tell or _unheard
             raw, tensors = text_part(parts.config, dict(parts.tensors), name, said)
             self.architecture: Architecture = architecture_named(str(raw.get("model_type")), name)
             self.config = parse_config(self.architecture, raw, name)
@@ -338,9 +345,12 @@ class Trainee:
 
     def head_weights(self) -> list[Tensor]:
         """Tensors around the blocks that learn: those that a gradient of logits may reach."""
-        name = "model.embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        name = self._head_name().removesuffix("/weight").replace("/", ".")
         found = (self.whole._parameters.get(f"{name}.{kind}".replace(".", "/")) for kind in ("weight", "bias"))
         return [one for one in found if one is not None and one.requires_grad and torch.is_grad_enabled()]
+
+    def _head_name(self) -> str:
+        return ("model/embed_tokens" if self.config.tie_word_embeddings else "lm_head") + "/weight"
 
     def log_probs(self, batch: Batch) -> Tensor:
         """log p(target) of every trained row, [R] in float32, with gradients."""
@@ -350,6 +360,9 @@ class Trainee:
     def cross_entropy(self, batch: Batch) -> Tensor:
         """The sum of -log p(target) over the trained rows, with gradients; quicker than the sum of `log_probs`."""
         targets_R = torch.as_tensor(batch.targets_R, dtype=torch.long, device=self.device)
+        if self.ops.kernels is not None and self.architecture.head is causal.head:
+            table = self.whole._parameters[self._head_name()]
+            return self.ops.kernels.token_losses(self.hidden(batch), cast(Tensor, table), targets_R).sum()
         return losses.cross_entropy(self.head, self.hidden(batch), targets_R, self.head_weights(), self.chunk)
 
     @contextmanager

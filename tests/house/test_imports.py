@@ -13,6 +13,7 @@ import source
 TORCH_ROOMS = (
     "ops/torch_ops.py",
     "ops/torch_latent.py",
+    "ops/torch_native.py",
     "ops/torch_routing.py",
     "ops/torch_states.py",
     "models/vl/",

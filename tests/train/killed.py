@@ -55,7 +55,7 @@ def survived(run: Run, place: Path, rng: random.Random, run_s: float) -> int:
             waited, status = os.waitpid(child, os.WNOHANG)
             if waited:
                 break
-            time.sleep(0.002)
+            time.sleep(0.005)
         else:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)

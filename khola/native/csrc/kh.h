@@ -21,7 +21,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define KH_ABI 9 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
+#define KH_ABI 10 /* raised whenever a structure or a meaning below changes; checked when the library is loaded */
 #define KH_PAGE 32 /* tokens in one page of the cache */
 
 typedef enum {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "exponential.h"
 #include "layout.h"
 #include "precise.h"
 
@@ -37,7 +38,9 @@ inline Vector load(const void* from) {
 inline void put(float* to, const Lane& v) { std::memcpy(to, &v, sizeof(v)); }
 
 inline Lane where(const Ints& which, const Lane& a, const Lane& b) {
-  return reinterpret_cast<Lane>((which & reinterpret_cast<Ints>(a)) | (~which & reinterpret_cast<Ints>(b)));
+  Lane chosen;
+  choose<Lane, Ints>(which, a, b, chosen);
+  return chosen;
 }
 
 constexpr int kBlockRows = 16;                // rows of an operand that lie together
@@ -72,21 +75,9 @@ inline void multiply(const float* x, size_t x_stride, const float* panel, int st
   if constexpr (Rows > 1) multiply<Rows - 1>(x, x_stride, panel, steps, out, out_stride, rows, first);
 }
 
-// e to the power x to about 2 units in the last place, for x brought between -87 and 88; NaN stays NaN. n is the nearest whole number to
-// x / ln 2: added to 3 · 2^22, it stands in the lowest bits of the sum.
 inline Lane exponential(Lane x) {
-  constexpr float kMiddle = 12582912.0f;
-  x = where(x < -87.0f, Lane{} - 87.0f, x);
-  x = where(x > 88.0f, Lane{} + 88.0f, x);
-  const Lane shifted = x * 1.44269504f + kMiddle, n = shifted - kMiddle;
-  const Lane r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Lane p = r * 1.9875691e-4f + 1.3981999e-3f;
-  p = p * r + 8.3334519e-3f;
-  p = p * r + 4.1665796e-2f;
-  p = p * r + 1.6666665e-1f;
-  p = p * r + 5.0000001e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return p * reinterpret_cast<Lane>((reinterpret_cast<Words>(shifted) + 127) << 23);
+  exponentiate<Lane, Ints, Words>(x);
+  return x;
 }
 
 inline float exponential(float x) { return exponential(Lane{} + x)[0]; }
