@@ -16,7 +16,7 @@ namespace kh {
 
 namespace {
 
-constexpr size_t kLeftBytes = 3 << 19;  // left panels of one piece of a product: three quarters of a second-level cache
+constexpr size_t kLeftBytes = 1 << 20;  // left panels of one piece of a product: half a second-level cache
 constexpr int kPiecesAThread = 2;
 constexpr int kRowsOfPiece = 32;        // rows of small operations that are taken at once
 
