@@ -154,7 +154,7 @@ def transformers_step(asked: argparse.Namespace) -> Callable[[], float]:
 
 def work(asked: argparse.Namespace) -> None:
     """An engine's process: a step for every line, then what it held at most."""
-    # Both: fresh pages would cost either of them up to a sixth of a step.
+    # Both: fresh pages would cost either of them up to a seventh of a step.
     keep_memory()
     once = {"khola": khola_step, "transformers": transformers_step}[asked.engine](asked)
     print("{}", flush=True)
