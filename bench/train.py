@@ -154,14 +154,15 @@ def transformers_step(asked: argparse.Namespace) -> Callable[[], float]:
 
 def work(asked: argparse.Namespace) -> None:
     """An engine's process: a step for every line, then what it held at most."""
-    # Both: fresh pages would cost either of them up to a sixth of a step.
+    # Both: fresh pages would cost either of them up to a seventh of a step.
     keep_memory()
     once = {"khola": khola_step, "transformers": transformers_step}[asked.engine](asked)
     print("{}", flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         loss = once()
-        print(json.dumps({"s": time.perf_counter() - began, "loss": loss, "peak": peak_bytes()}), flush=True)
+        took = {"s": time.perf_counter() - began, "worked": time.process_time() - worked}
+        print(json.dumps({**took, "loss": loss, "peak": peak_bytes()}), flush=True)
 
 
 def peak_bytes() -> int:
@@ -197,7 +198,11 @@ def steps(asked: argparse.Namespace) -> None:
     for engine, all_of in told.items():
         s = [one["s"] for one in all_of[1:]]
         peak = all_of[-1]["peak"] / 1e9
-        print(f"{engine:13} median {tokens / statistics.median(s):7.0f} tokens/s, best {tokens / min(s):7.0f}, peak {peak:.2f} GB")
+        worked = statistics.median(one["worked"] for one in all_of[1:])
+        print(
+            f"{engine:13} median {tokens / statistics.median(s):7.0f} tokens/s, best {tokens / min(s):7.0f}, "
+            f"peak {peak:.2f} GB, processor {worked:.2f} s a step"
+        )
     ratios = [b["s"] / a["s"] for a, b in zip(told["khola"][1:], told["transformers"][1:], strict=True)]
     best = min(one["s"] for one in told["transformers"][1:]) / min(one["s"] for one in told["khola"][1:])
     print(f"ratio         median of turns {statistics.median(ratios):.2f}, of the best steps {best:.2f}; goal 2.00")

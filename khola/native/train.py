@@ -150,12 +150,13 @@ class Team:
         NoKernel: there is no native library.
     """
 
+    _team: int | None = None
+    _pid = 0
+
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._functions = _functions()
         self._lock = threading.Lock()
-        self._pid = 0
-        self._team: int | None = None
 
     def __call__(self, name: str, taken: ctypes.Structure) -> None:
         """Compute one of `CALLS`.

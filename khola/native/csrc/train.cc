@@ -17,7 +17,7 @@ namespace kh {
 namespace {
 
 constexpr size_t kLeftBytes = 1 << 20;  // left panels of one piece of a product: half a second-level cache
-constexpr int kPiecesAThread = 3;
+constexpr int kPiecesAThread = 2;
 constexpr int kRowsOfPiece = 32;        // rows of small operations that are taken at once
 
 const TrainKernels& kernels_now() {
@@ -85,8 +85,9 @@ void multiply(kh_team& team, const kh_product& p) {
   team.deal(columns, 1, [&](const TrainKernels& kernels, Share share, int) {
     for (int c = share.first; c < share.last; ++c) kernels.pack(p.right, c * kSide, std::min(kSide, p.n - c * kSide), p.k, true, right + c * steps * kPair);
   });
-  const int fit = std::max(1, static_cast<int>(kLeftBytes / (steps * kPair * 2))), wanted = std::max(1, pairs / (threads * kPiecesAThread));
-  const int most = std::min(fit, wanted), pieces = (pairs + most - 1) / most;
+  // Every piece reads all right panels anew: as few pieces as keep the threads busy, and all of one size.
+  const int fit = std::max(1, static_cast<int>(kLeftBytes / (steps * kPair * 2))), needed = (pairs + fit - 1) / fit, turns = threads * kPiecesAThread;
+  const int wanted = std::min(pairs, (needed + turns - 1) / turns * turns), most = (pairs + wanted - 1) / wanted, pieces = (pairs + most - 1) / most;
   const size_t left_bytes = most * steps * kPair * 2 + 4096, bytes = left_bytes + (most + 1) * kPair * 4;
   for (Memory& memory : team.own) kh_team::at_least(memory, bytes);
   team.deal(pieces, 1, [&](const TrainKernels& kernels, Share share, int thread) {
