@@ -24,6 +24,7 @@ from khola.errors import Forbidden, LicenceForbids, UnknownLicence
 from khola.fetch.places import model_name_from
 from khola.lineage.record import TAUGHT, Role
 from khola.lineage.terms import OWN, Terms, Way, terms_of
+from khola.loader.find import find
 from khola.settings import Settings
 
 Reach = Literal["weights", "outputs", "data"]
@@ -150,7 +151,11 @@ class Verdict:
 
 
 def judge(
-    name: str, sources: Sequence[Source], settings: Settings, data: Mapping[str, str] | None = None, claims: Sequence[Claim] = ()
+    name: str,
+    sources: Sequence[Source],
+    settings: Settings,
+    data: Mapping[str, str] | None = None,
+    claims: Sequence[Claim] = (),
 ) -> Verdict:
     """Whether a model may be made, and what it owes.
 
@@ -180,6 +185,22 @@ def judge(
     unique = tuple({(claim.key, claim.model, claim.way): claim for claim in reversed(reached)}.values())[::-1]
     refusals += [*_forbidden(unique), *_misnamed(name, unique), *_unshareable(unique)]
     return Verdict(name=name, sources=tuple(found), claims=unique, refusals=tuple(refusals))
+
+
+def judge_form(name: str, model: str, settings: Settings) -> Verdict:
+    """The same model in another form: whatever is known of it goes along; nothing is refused, and a name is only told.
+
+    Args:
+        name: of the new form.
+        model: on this disk, as `khola.loader.find.find` takes it.
+    """
+    source = Source(model=model, role="weights")
+    verdict = judge(name, [source], settings)
+    if verdict.sources:
+        return verdict
+    located = find(model, settings)
+    bare = Terms(name=located.name, path=located.path)
+    return Verdict(name=name, sources=((source, bare),), claims=(), refusals=verdict.refusals)
 
 
 def judge_card(terms: Terms, settings: Settings) -> Verdict:

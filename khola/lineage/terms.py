@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +61,11 @@ def terms_of(model: str, settings: Settings, declared: tuple[str, ...] = ()) -> 
         if declared:
             return Terms(name=located.name if located else model, licences=declared, path=located.path if located else None)
         raise _unknown(model)
+    bare = next(unlicensed(found), None)
+    if bare is not None:
+        if not declared:
+            raise _unknown(bare.name)
+        return replace(found, licences=declared)
     if declared and set(declared) != set(found.licences):
         raise AskedWrong(
             "{model}: khola knows its licences: {known}; not {declared}",
@@ -69,6 +75,14 @@ def terms_of(model: str, settings: Settings, declared: tuple[str, ...] = ()) -> 
             declared=", ".join(declared),
         )
     return found
+
+
+def unlicensed(terms: Terms) -> Iterator[Terms]:
+    """Ancestors of which nothing is known but their names; what a user made from nothing is the user's own."""
+    if not (terms.licences or terms.parents or terms.record):
+        yield terms
+    for parent, _ in terms.parents:
+        yield from unlicensed(parent)
 
 
 def _unknown(model: str) -> UnknownLicence:

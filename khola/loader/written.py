@@ -49,6 +49,11 @@ class Place:
         """A hidden folder beside it."""
         return self.final.with_name(f".{self.final.name}.part")
 
+    @property
+    def gguf(self) -> Path:
+        """Of a GGUF file's draft, which has its final name."""
+        return self.draft / (f"{self.name}.gguf" if self.listed else self.final.name)
+
 
 def place_of(name: str, new_name: str, container: Container, output: Path | None, settings: Settings) -> Place:
     """Where a new model will lie.
@@ -113,7 +118,7 @@ def write_parts(
         NoDisk, NoRoom: it cannot be written.
     """
     if isinstance(parts, GgufParts):
-        write_gguf(place.draft / f"{place.name}.gguf", _metadata(parts.metadata, recipe), tensors)
+        write_gguf(place.gguf, _metadata(parts.metadata, recipe), tensors)
         return
     kinds = [stored.kind for stored in tensors]
     config = dict(parts.config)
@@ -162,8 +167,6 @@ def publish(place: Place, record: Manifest | None, container: Container, disk: D
     """
     if record is not None:
         write_manifest(place.draft, record, disk)
-    single = container == "gguf" and record is None
-    made = place.draft / f"{place.name}.gguf" if single else place.draft
     with writing(place.final):
-        disk.replace(made, place.final)
-    return place.final / f"{place.name}.gguf" if container == "gguf" and record is not None else place.final
+        disk.replace(place.gguf if container == "gguf" and not place.listed else place.draft, place.final)
+    return place.final / place.gguf.name if container == "gguf" and place.listed else place.final

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from khola.api.quantise import quantise
 from khola.cards.catalogue import cards, licences
 from khola.errors import AskedWrong, LicenceForbids, UnknownLicence, UnknownOption
 from khola.lineage.licence import Source, Verdict, begins_with, judge, judge_card
@@ -14,6 +15,7 @@ from khola.lineage.record import Role
 from khola.lineage.sentences import duty_sentences, recorded_duties
 from khola.lineage.terms import Terms, of_card, terms_of
 from khola.settings import Settings
+from tests.api.small_models import folder_model
 
 
 @pytest.fixture
@@ -205,3 +207,12 @@ def test_data_sets_have_licences_too(settings: Settings) -> None:
     both = made(settings, "x", "deepseek-v3", data={"agibot-world": "CC-BY-NC-SA-4.0"})
     assert "cannot obey the two" in both.refusals[0].told()
     assert not made(settings, "x", "smollm2-135m", data={"goku": "all-rights-reserved"}).allowed
+
+
+def test_another_form_of_what_has_no_licence_has_none(settings: Settings, tmp_path: Path) -> None:
+    """Writing a model in another format makes a record of it, and no licence."""
+    made = quantise(str(folder_model(tmp_path / "found")), to="q8_0", settings=settings, new_name="smaller")
+    assert made.licences == ()
+    with pytest.raises(UnknownLicence, match="found: nothing says"):
+        terms_of("smaller", settings)
+    assert judge("x", [Source(model="smaller", role="weights", licences=("llama-3",))], settings).name_prefixes == ("Llama 3",)
