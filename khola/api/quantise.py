@@ -25,6 +25,7 @@ from khola.fetch.progress import Meter, Progress, unheard
 from khola.lineage.compose import Making
 from khola.lineage.finish import finish
 from khola.lineage.licence import judge_form
+from khola.lineage.record import Metric
 from khola.loader.exported import FolderParts, GgufParts, as_folder, as_gguf
 from khola.loader.find import Located, find
 from khola.loader.written import HEADER_BYTES, drafting, place_of, workers, write_parts
@@ -74,6 +75,7 @@ def quantise(
     output: Path | None = None,
     into: Container | None = None,
     shard_bytes: int = SHARD_BYTES,
+    check: Callable[[Path], Sequence[Metric]] | None = None,
     progress: Callable[[Progress], None] | None = None,
     say: Say = unheard,
     disk: Disk | None = None,
@@ -88,6 +90,7 @@ def quantise(
         output: a GGUF file or a folder to write instead of an entry of the library.
         into: "gguf" or "safetensors"; by default what the format is made for, or what the source is.
         shard_bytes: of a safetensors file, at most.
+        check: looks at the new file or folder before it gets its place, and may refuse it; what it measured is recorded.
         progress: hears how many bytes are made.
         say: hears what is unusual: a source that lost precision before, tensors that another format takes.
         disk: asked for free room.
@@ -122,7 +125,9 @@ def quantise(
         write_parts(parts, tensors, place, recipe, shard_bytes)
         meter.end()
         kinds = dict(Counter(choice.kinds.values()).most_common())
-        making = Making(how="quantised", recipe={"to": to, "keep": list(keep), "kinds": kinds}, architecture=_architecture(parts))
+        measured = check(place.gguf if container == "gguf" else place.draft) if check else ()
+        recipe_said = {"to": to, "keep": list(keep), "kinds": kinds}
+        making = Making(how="quantised", recipe=recipe_said, architecture=_architecture(parts), metrics=measured)
         card = located.card.name if located.card else ""
         path, record = finish(place, container, verdict, making, settings, disk, [_parent(located, parts.tensors)], to, card)
     return Quantised(

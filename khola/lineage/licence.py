@@ -23,8 +23,7 @@ from khola.cards.catalogue import licences
 from khola.errors import Forbidden, LicenceForbids, UnknownLicence
 from khola.fetch.places import model_name_from
 from khola.lineage.record import TAUGHT, Role
-from khola.lineage.terms import OWN, Terms, Way, terms_of
-from khola.loader.find import find
+from khola.lineage.terms import OWN, Terms, Way, terms_of, whatever_is_known
 from khola.settings import Settings
 
 Reach = Literal["weights", "outputs", "data"]
@@ -198,9 +197,8 @@ def judge_form(name: str, model: str, settings: Settings) -> Verdict:
     verdict = judge(name, [source], settings)
     if verdict.sources:
         return verdict
-    located = find(model, settings)
-    bare = Terms(name=located.name, path=located.path)
-    return Verdict(name=name, sources=((source, bare),), claims=(), refusals=verdict.refusals)
+    known = whatever_is_known(model, settings)
+    return Verdict(name=name, sources=((source, known),), claims=tuple(_claims(known, "weights")), refusals=verdict.refusals)
 
 
 def judge_card(terms: Terms, settings: Settings) -> Verdict:

@@ -77,6 +77,16 @@ def terms_of(model: str, settings: Settings, declared: tuple[str, ...] = ()) -> 
     return found
 
 
+def whatever_is_known(model: str, settings: Settings) -> Terms:
+    """The descent of a model on this disk, as far as anything tells of it; nothing is asked of its licence.
+
+    Raises:
+        UnknownModel, NotPulled: it is not on this disk.
+    """
+    located = find(model, settings)
+    return _found(model, located, settings) or Terms(name=located.name, path=located.path)
+
+
 def unlicensed(terms: Terms) -> Iterator[Terms]:
     """Ancestors of which nothing is known but their names; what a user made from nothing is the user's own."""
     if not (terms.licences or terms.parents or terms.record):

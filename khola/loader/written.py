@@ -30,6 +30,13 @@ from khola.store.grouped import SHARD_BYTES, quantization_config, write_sharded
 from khola.store.recipes import Container, Recipe
 from khola.store.stored import StoredTensor
 
+CLASSES = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM", "glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM",
+}  # fmt: skip
+"""What `architectures` of config.json says in the labs' checkpoints, by their `model_type`; GGUF files do not tell it."""
+TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEADER_BYTES = 32 << 20
 """Room for a header: names, shapes and a vocabulary; the largest published ones take half of it."""
 
@@ -122,6 +129,10 @@ def write_parts(
         return
     kinds = [stored.kind for stored in tensors]
     config = dict(parts.config)
+    if config.get("model_type") in CLASSES:
+        config.setdefault("architectures", [CLASSES[config["model_type"]]])
+    if recipe.body in TORCH_NAMES:
+        config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": TORCH_NAMES[recipe.body]}
     if any(kind.startswith("INT") for kind in kinds):
         config["quantization_config"] = quantization_config(kinds)
     documents = parts.documents | {"config.json": json.dumps(config, ensure_ascii=False, indent=1).encode() + b"\n"}

@@ -222,12 +222,8 @@ def merging(
 
         tensors = tuple((name, lazy(name, stored.shape)) for name, stored in opened[0].tensors)
         yield FolderParts(
-            config={**opened[0].config, "torch_dtype": TORCH_NAMES[kind]}, documents=opened[0].documents, tensors=tensors,
-            close=lambda: None, forget=lambda: None,
+            config=opened[0].config, documents=opened[0].documents, tensors=tensors, close=lambda: None, forget=lambda: None
         )  # fmt: skip
-
-
-TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def encoded(name: str, values: Floats, kind: str) -> memoryview:
