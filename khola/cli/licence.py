@@ -118,7 +118,7 @@ def _print_model(model: str, declared: tuple[str, ...], talk: Talk) -> None:
     from khola.lineage.licence import judge_card
     from khola.lineage.terms import terms_of
 
-    _print_verdict(judge_card(terms_of(model, talk.settings, declared), talk.settings), talk, made=True)
+    _print_verdict(judge_card(terms_of(model, talk.settings, declared)), talk, made=True)
 
 
 def _print_verdict(verdict: Verdict, talk: Talk, *, made: bool = False) -> None:

@@ -39,7 +39,7 @@ def asked(verdict: Verdict) -> str:
 
 
 def test_a_distilled_llama_must_be_called_llama(settings: Settings) -> None:
-    verdict = judge_card(of_card(cards()["deepseek-r1-distill-llama-8b"]), settings)
+    verdict = judge_card(of_card(cards()["deepseek-r1-distill-llama-8b"]))
     (refusal,) = verdict.refusals
     assert isinstance(refusal, LicenceForbids)
     assert "must begin with 'Llama'" in refusal.told() and "section 1.b.i" in refusal.told()
@@ -148,17 +148,17 @@ def test_parents_of_parents_count(settings: Settings) -> None:
     """A model of another lab between changes nothing; a model of the same lab licenses its own work anew."""
     meta = Terms(name="llama-3-8b", lab="Meta", licences=("llama-3",))
     tuned = Terms(name="tuned", lab="Somebody", licences=("MIT",), parents=((meta, "weights"),))
-    student = judge_card(Terms(name="student", parents=((tuned, "outputs"),)), settings)
+    student = judge_card(Terms(name="student", parents=((tuned, "outputs"),)))
     assert [refusal.facts["path"] for refusal in student.refusals] == ["student > tuned > llama-3-8b"]
     later = Terms(name="later", lab="Meta", licences=("MIT",), parents=((meta, "weights"),))
-    assert judge_card(Terms(name="student", parents=((later, "outputs"),)), settings).allowed
+    assert judge_card(Terms(name="student", parents=((later, "outputs"),))).allowed
     taught = Terms(name="taught", lab="Somebody", licences=("MIT",), parents=((meta, "outputs"),))
-    assert not judge_card(Terms(name="grandchild", parents=((taught, "weights"),)), settings).allowed
+    assert not judge_card(Terms(name="grandchild", parents=((taught, "weights"),))).allowed
 
 
 def test_only_two_published_models_break_a_rule(settings: Settings) -> None:
     """Of all cards, two were named without the word that their base's licence asks for."""
-    refused = {name: judge_card(of_card(card), settings).refusals for name, card in cards().items() if card.weights != "none"}
+    refused = {name: judge_card(of_card(card)).refusals for name, card in cards().items() if card.weights != "none"}
     broken = {name: [refusal.facts.get("prefix") for refusal in refusals] for name, refusals in refused.items() if refusals}
     assert broken == {"deepseek-r1-distill-llama-8b": ["Llama"], "deepseek-r1-distill-llama-70b": ["Llama"]}
 
