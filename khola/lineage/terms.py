@@ -60,11 +60,11 @@ def terms_of(model: str, settings: Settings, declared: tuple[str, ...] = ()) -> 
     if found is None:
         if declared:
             return Terms(name=located.name if located else model, licences=declared, path=located.path if located else None)
-        raise _unknown(model)
+        raise _unknown(model, model)
     bare = next(unlicensed(found), None)
     if bare is not None:
         if not declared:
-            raise _unknown(bare.name)
+            raise _unknown(bare.name, model)
         return replace(found, licences=declared)
     if declared and set(declared) != set(found.licences):
         raise AskedWrong(
@@ -95,13 +95,15 @@ def unlicensed(terms: Terms) -> Iterator[Terms]:
         yield from unlicensed(parent)
 
 
-def _unknown(model: str) -> UnknownLicence:
+def _unknown(bare: str, asked: str) -> UnknownLicence:
+    """Nothing is known of one model, itself or above the one that was asked for."""
     text = "{model}: nothing says under which licence it stands, so nothing may be made from it"
-    nearest = nearest_names(model)
+    nearest = nearest_names(bare)
     if nearest:
-        hint = "did you mean {nearest}? otherwise read its licence and name it: --licence {model}=KEY; `khola licence` lists the keys"
-        return UnknownLicence(text, hint=hint, model=model, nearest=", ".join(nearest))
-    return UnknownLicence(text, hint="read its licence and name it: --licence {model}=KEY; `khola licence` lists the keys", model=model)
+        hint = "did you mean {nearest}? otherwise read its licence and name it: --licence {asked}=KEY; `khola licence` lists the keys"
+        return UnknownLicence(text, hint=hint, model=bare, asked=asked, nearest=", ".join(nearest))
+    plain = "read its licence and name it: --licence {asked}=KEY; `khola licence` lists the keys"
+    return UnknownLicence(text, hint=plain, model=bare, asked=asked)
 
 
 def _located(model: str, settings: Settings) -> Located | None:

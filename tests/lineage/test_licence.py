@@ -213,6 +213,7 @@ def test_another_form_of_what_has_no_licence_has_none(settings: Settings, tmp_pa
     """Writing a model in another format makes a record of it, and no licence."""
     made = quantise(str(folder_model(tmp_path / "found")), to="q8_0", settings=settings, new_name="smaller")
     assert made.licences == ()
-    with pytest.raises(UnknownLicence, match="found: nothing says"):
+    with pytest.raises(UnknownLicence, match="found: nothing says") as raised:
         terms_of("smaller", settings)
+    assert "--licence smaller=KEY" in raised.value.hint()
     assert judge("x", [Source(model="smaller", role="weights", licences=("llama-3",))], settings).name_prefixes == ("Llama 3",)
