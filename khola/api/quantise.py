@@ -17,15 +17,18 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from khola.cards.card import Card
-from khola.errors import AskedWrong
+from khola.errors import AskedWrong, LicenceForbids
 from khola.fetch.disk import Disk, LocalDisk, check_room, existing, sha256_of
 from khola.fetch.library import Entry, Library, ManifestParent
 from khola.fetch.places import model_name_from
 from khola.fetch.progress import Meter, Progress, unheard
+from khola.lineage.compose import Making
+from khola.lineage.finish import finish
+from khola.lineage.licence import judge_form
+from khola.lineage.record import Metric
 from khola.loader.exported import FolderParts, GgufParts, as_folder, as_gguf
 from khola.loader.find import Located, find
-from khola.loader.written import HEADER_BYTES, drafting, manifest_of, place_of, publish, workers, write_parts
+from khola.loader.written import HEADER_BYTES, drafting, place_of, workers, write_parts
 from khola.settings import Settings
 from khola.store.convert import converted
 from khola.store.grouped import SHARD_BYTES
@@ -72,6 +75,7 @@ def quantise(
     output: Path | None = None,
     into: Container | None = None,
     shard_bytes: int = SHARD_BYTES,
+    check: Callable[[Path], Sequence[Metric]] | None = None,
     progress: Callable[[Progress], None] | None = None,
     say: Say = unheard,
     disk: Disk | None = None,
@@ -86,6 +90,7 @@ def quantise(
         output: a GGUF file or a folder to write instead of an entry of the library.
         into: "gguf" or "safetensors"; by default what the format is made for, or what the source is.
         shard_bytes: of a safetensors file, at most.
+        check: looks at the new file or folder before it gets its place, and may refuse it; what it measured is recorded.
         progress: hears how many bytes are made.
         say: hears what is unusual: a source that lost precision before, tensors that another format takes.
         disk: asked for free room.
@@ -104,27 +109,27 @@ def quantise(
         raise AskedWrong("{format} is no format of {container} files", format=to, container=container)
     keeps = [keep_from(text, container) for text in keep]
     place = place_of(_name(located, to), new_name, container, output, settings)
+    verdict = judge_form(place.name, name, settings)
+    for refusal in verdict.refusals:
+        if isinstance(refusal, LicenceForbids):
+            say("warning: {reason}", reason=refusal.told(settings.language))
     parts = as_gguf(located.path, place.name) if container == "gguf" else as_folder(located.path)
-    with closing(_Closing(parts.close)):
-        shapes = {tensor: stored.shape for tensor, stored in parts.tensors}
-        choice = choose(recipe, shapes, keeps)
+    with closing(_Closing(parts.close)), drafting(place), workers(settings) as executor:
+        choice = choose(recipe, {tensor: stored.shape for tensor, stored in parts.tensors}, keeps)
         _tell(located.name, parts.tensors, choice, say)
-        with drafting(place), workers(settings) as executor:
-            meter = Meter(file=place.name, tell=progress)
-            tensors = [
-                _counted(converted(stored, choice.kinds[tensor], executor, count=meter.add), parts) for tensor, stored in parts.tensors
-            ]
-            total = sum(stored.nbytes for stored in tensors)
-            check_room(disk, existing(place.final.parent), total + HEADER_BYTES)
-            meter.start("quantise", 0, total)
-            write_parts(parts, tensors, place, recipe, shard_bytes)
-            meter.end()
-            kinds = dict(Counter(choice.kinds.values()).most_common())
-            licences = _licences(located, settings)
-            card = located.card.name if located.card else ""
-            record = manifest_of(place, [_parent(located, parts.tensors)], licences, to, card) if place.listed else None
-            path = publish(place, record, container, disk)
-    entry = Library(settings, disk).find(place.name) if place.listed else None
+        meter = Meter(file=place.name, tell=progress)
+        tensors = [_counted(converted(stored, choice.kinds[tensor], executor, count=meter.add), parts) for tensor, stored in parts.tensors]
+        total = sum(stored.nbytes for stored in tensors)
+        check_room(disk, existing(place.final.parent), total + HEADER_BYTES)
+        meter.start("quantise", 0, total)
+        write_parts(parts, tensors, place, recipe, shard_bytes)
+        meter.end()
+        kinds = dict(Counter(choice.kinds.values()).most_common())
+        measured = check(place.gguf if container == "gguf" else place.draft) if check else ()
+        recipe_said = {"to": to, "keep": list(keep), "kinds": kinds}
+        making = Making(how="quantised", recipe=recipe_said, architecture=_architecture(parts), metrics=measured)
+        card = located.card.name if located.card else ""
+        path, record = finish(place, container, verdict, making, settings, disk, [_parent(located, parts.tensors)], to, card)
     return Quantised(
         name=place.name,
         path=path,
@@ -133,8 +138,8 @@ def quantise(
         kinds=kinds,
         weights=sum(prod(stored.shape) for stored in tensors),
         bytes=total,
-        licences=licences,
-        entry=entry,
+        licences=record.licences,
+        entry=Library(settings, disk).find(place.name) if place.listed else None,
     )
 
 
@@ -180,13 +185,9 @@ def _counted(stored: StoredTensor, parts: GgufParts | FolderParts) -> StoredTens
     return replace(stored, load=load)
 
 
-def _licences(located: Located, settings: Settings) -> tuple[str, ...]:
-    """Licences of the source: of its card, or those that it inherited itself."""
-    card: Card | None = located.card
-    own = (card.licence, *card.further_licences) if card else ()
-    entry = Library(settings).find(located.name)
-    inherited = entry.licences if entry is not None and located.path.is_relative_to(entry.folder) else ()
-    return tuple(dict.fromkeys((*own, *inherited)))
+def _architecture(parts: GgufParts | FolderParts) -> str:
+    """What the container calls it."""
+    return str(parts.metadata.get("general.architecture", "") if isinstance(parts, GgufParts) else parts.config.get("model_type", ""))
 
 
 def _parent(located: Located, tensors: Sequence[tuple[str, StoredTensor]]) -> ManifestParent:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from khola.fetch.progress import Progress
 
-STAGES = {"fetch": "fetching", "check": "checking", "join": "joining", "copy": "copying", "quantise": "quantising"}
+STAGES = {"fetch": "fetching", "check": "checking", "join": "joining", "copy": "copying", "quantise": "quantising", "merge": "merging"}
 
 
 @final

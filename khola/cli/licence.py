@@ -70,11 +70,11 @@ def licence(
         return
     if not (student or name):
         for model in asked:
-            _print_model(model, _split(said, model), talk)
+            _print_model(model, split_keys(said.get(model, "")), talk)
         return
     role: Any = USES[use]
-    sources = [Source(model=model, role=role, licences=_split(said, model)) for model in asked]
-    sources += [Source(model=student, role="weights", licences=_split(said, student))] if student else []
+    sources = [Source(model=model, role=role, licences=split_keys(said.get(model, ""))) for model in asked]
+    sources += [Source(model=student, role="weights", licences=split_keys(said.get(student, "")))] if student else []
     verdict = judge(name, sources, talk.settings, pairs_of(data or [], "--data"))
     _print_verdict(verdict, talk)
     if not verdict.allowed:
@@ -93,9 +93,9 @@ def pairs_of(texts: list[str], option: str) -> dict[str, str]:
     return dict(text.rsplit("=", 1) for text in texts)
 
 
-def _split(said: dict[str, str], model: str) -> tuple[str, ...]:
+def split_keys(said: str) -> tuple[str, ...]:
     """The keys that were declared for a model; several are joined with "+"."""
-    return tuple(said[model].split("+")) if model in said else ()
+    return tuple(said.split("+")) if said else ()
 
 
 def _print_licences(keys: list[str], talk: Talk) -> None:
@@ -118,7 +118,7 @@ def _print_model(model: str, declared: tuple[str, ...], talk: Talk) -> None:
     from khola.lineage.licence import judge_card
     from khola.lineage.terms import terms_of
 
-    _print_verdict(judge_card(terms_of(model, talk.settings, declared), talk.settings), talk, made=True)
+    _print_verdict(judge_card(terms_of(model, talk.settings, declared)), talk, made=True)
 
 
 def _print_verdict(verdict: Verdict, talk: Talk, *, made: bool = False) -> None:

@@ -14,7 +14,26 @@ import typer
 from typer.main import get_command
 
 from khola import __version__
-from khola.cli import bench, chat, complete, distil, doctor, fit, import_, key, licence, lineage, list_, pull, quantise, serve, show, train
+from khola.cli import (
+    bench,
+    chat,
+    complete,
+    distil,
+    doctor,
+    export,
+    fit,
+    import_,
+    key,
+    licence,
+    lineage,
+    list_,
+    merge,
+    pull,
+    quantise,
+    serve,
+    show,
+    train,
+)
 from khola.cli.options import Lang, asked_language
 from khola.cli.refused import refused
 from khola.cli.talk import Talk
@@ -83,6 +102,8 @@ def build_app(language: str = "en") -> Any:
     _add(app, "quantise", quantise.quantise, "Write a model in fewer bits, and say what that cost.")
     _add(app, "train", train.train, "Make a new model out of one and rows of data.")
     _add(app, "distil", distil.distil, "Make a new model: a student learns from a teacher, once the licences allow it.")
+    _add(app, "merge", merge.merge, "Merge models of one shape into a new one.")
+    _add(app, "export", export.export, "Write a model for other programs, and check that it still says the same.")
     _add(app, "licence", licence.licence, "Say what licences ask, and whether a model may be made from others.")
     _add(app, "lineage", lineage.lineage, "Say who a model was made from, and check its record.")
     _add(app, "bench", bench.bench, "Say how fast and how good a model is here, beside other engines.")

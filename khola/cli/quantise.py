@@ -56,7 +56,7 @@ def quantise(
         made = make(model, to=to, settings=talk.settings, keep=keep or (), new_name=name, output=output, progress=bar.draw, say=bar.say)
     if not json:
         talk.line(str(made.path))
-        _print_made(made, talk)
+        print_made(made, talk)
     report = None if no_report else _report(model, made, interpreter, talk)
     if json:
         talk.data(_data(made, report))
@@ -78,7 +78,7 @@ def _report(model: str, made: Quantised, interpreter: str, talk: Talk) -> Report
         return None
 
 
-def _print_made(made: Quantised, talk: Talk) -> None:
+def print_made(made: Quantised, talk: Talk) -> None:
     """Size, formats, and what the licence asks of whoever passes it on."""
     from khola.cards.catalogue import licence
     from khola.cli.tables import size

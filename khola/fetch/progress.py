@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-Stage = Literal["fetch", "check", "join", "copy", "quantise"]
+Stage = Literal["fetch", "check", "join", "copy", "quantise", "merge"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

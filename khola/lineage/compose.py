@@ -14,7 +14,7 @@ from typing import Any
 
 from khola.cards.card import How
 from khola.errors import BadLineage, KholaError
-from khola.fetch.disk import Disk, LocalDisk, sha256_of
+from khola.fetch.disk import Disk, LocalDisk, sha256_of, write_whole
 from khola.fetch.library import MANIFEST, Library
 from khola.fetch.listing import WEIGHTS
 from khola.lineage.licence import Source, Verdict
@@ -102,7 +102,7 @@ def write_beside(record: Record, path: Path, disk: Disk | None = None) -> None:
     disk = disk or LocalDisk()
     write_record(record_path(path), record, disk)
     if path.is_dir():
-        (path / "README.md").write_text(model_card(record), encoding="utf-8")
+        write_whole(path / "README.md", model_card(record).encode(), disk)
 
 
 def made_with() -> MadeWith:

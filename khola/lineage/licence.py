@@ -23,7 +23,7 @@ from khola.cards.catalogue import licences
 from khola.errors import Forbidden, LicenceForbids, UnknownLicence
 from khola.fetch.places import model_name_from
 from khola.lineage.record import TAUGHT, Role
-from khola.lineage.terms import OWN, Terms, Way, terms_of
+from khola.lineage.terms import OWN, Terms, Way, terms_of, whatever_is_known
 from khola.settings import Settings
 
 Reach = Literal["weights", "outputs", "data"]
@@ -150,7 +150,10 @@ class Verdict:
 
 
 def judge(
-    name: str, sources: Sequence[Source], settings: Settings, data: Mapping[str, str] | None = None, claims: Sequence[Claim] = ()
+    name: str,
+    sources: Sequence[Source],
+    settings: Settings,
+    data: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Whether a model may be made, and what it owes.
 
@@ -158,7 +161,6 @@ def judge(
         name: of the new model; empty leaves the rules for names as duties.
         sources: everything that reaches it: weights, terms of a merge, tokenizer, teachers.
         data: licences of its data sets by their names: keys of licences.toml, or "own".
-        claims: what is known already, for judging a model that exists.
     """
     found: list[tuple[Source, Terms]] = []
     refusals: list[Forbidden] = []
@@ -167,7 +169,7 @@ def judge(
             found.append((source, terms_of(source.model, settings, source.licences)))
         except UnknownLicence as unknown:
             refusals.append(unknown)
-    reached = [*claims]
+    reached: list[Claim] = []
     for source, terms in found:
         reached += _claims(terms, "outputs" if source.role in TAUGHT else "weights")
     for data_set, key in (data or {}).items():
@@ -177,19 +179,39 @@ def judge(
             text = "{data}: khola does not know the licence {key!r}, so nothing may be trained on it"
             hint = "known licences: {known}; data that is nobody else's is called own"
             refusals.append(UnknownLicence(text, hint=hint, data=data_set, key=key, known=", ".join(licences())))
+    return _decided(name, tuple(found), reached, refusals)
+
+
+def _decided(name: str, sources: tuple[tuple[Source, Terms], ...], reached: Sequence[Claim], refusals: Sequence[Forbidden]) -> Verdict:
+    """The verdict on claims, the nearest of which counts where a licence arrives twice from one model by one way."""
     unique = tuple({(claim.key, claim.model, claim.way): claim for claim in reversed(reached)}.values())[::-1]
-    refusals += [*_forbidden(unique), *_misnamed(name, unique), *_unshareable(unique)]
-    return Verdict(name=name, sources=tuple(found), claims=unique, refusals=tuple(refusals))
+    found = (*refusals, *_forbidden(unique), *_misnamed(name, unique), *_unshareable(unique))
+    return Verdict(name=name, sources=sources, claims=unique, refusals=found)
 
 
-def judge_card(terms: Terms, settings: Settings) -> Verdict:
+def judge_form(name: str, model: str, settings: Settings) -> Verdict:
+    """The same model in another form: whatever is known of it goes along; nothing is refused, and a name is only told.
+
+    Args:
+        name: of the new form.
+        model: on this disk, as `khola.loader.find.find` takes it.
+    """
+    source = Source(model=model, role="weights")
+    verdict = judge(name, [source], settings)
+    if verdict.sources:
+        return verdict
+    known = whatever_is_known(model, settings)
+    return Verdict(name=name, sources=((source, known),), claims=tuple(_claims(known, "weights")), refusals=verdict.refusals)
+
+
+def judge_card(terms: Terms) -> Verdict:
     """A model that exists, judged as if it were made again from its parents, under its own name and its own licences.
 
     Its own licences come first; refusals say which of its parents' are broken, its name's rule among them.
     """
     own = [Claim(key=key, model=terms.name, way="weights", path=(terms.name,)) for key in terms.licences]
     above = [claim for claim in _claims(terms, "weights") if claim.model != terms.name]
-    return judge(terms.name, (), settings, claims=[*own, *above])
+    return _decided(terms.name, (), [*own, *above], ())
 
 
 def _claims(terms: Terms, way: Way) -> Iterator[Claim]:

@@ -25,7 +25,7 @@ HUB_LICENCES = {
 
 def front_matter(record: Record) -> dict[str, Any]:
     """The metadata at the head of a model card."""
-    bases = [hub_name(parent) for parent in record.parents if parent.role in ("weights", "merge-term")]
+    bases = list(dict.fromkeys(hub_name(parent) for parent in record.parents if parent.role in ("weights", "merge-term")))
     found: dict[str, Any] = {"library_name": "khola", "tags": [record.how, *(f"distilled-from:{name}" for name in _teachers(record))]}
     if len(record.licences) == 1 and record.licences[0] in HUB_LICENCES:
         found["license"] = HUB_LICENCES[record.licences[0]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +60,12 @@ def terms_of(model: str, settings: Settings, declared: tuple[str, ...] = ()) -> 
     if found is None:
         if declared:
             return Terms(name=located.name if located else model, licences=declared, path=located.path if located else None)
-        raise _unknown(model)
+        raise _unknown(model, model)
+    bare = next(unlicensed(found), None)
+    if bare is not None:
+        if not declared:
+            raise _unknown(bare.name, model)
+        return replace(found, licences=declared)
     if declared and set(declared) != set(found.licences):
         raise AskedWrong(
             "{model}: khola knows its licences: {known}; not {declared}",
@@ -71,13 +77,33 @@ def terms_of(model: str, settings: Settings, declared: tuple[str, ...] = ()) -> 
     return found
 
 
-def _unknown(model: str) -> UnknownLicence:
+def whatever_is_known(model: str, settings: Settings) -> Terms:
+    """The descent of a model on this disk, as far as anything tells of it; nothing is asked of its licence.
+
+    Raises:
+        UnknownModel, NotPulled: it is not on this disk.
+    """
+    located = find(model, settings)
+    return _found(model, located, settings) or Terms(name=located.name, path=located.path)
+
+
+def unlicensed(terms: Terms) -> Iterator[Terms]:
+    """Ancestors of which nothing is known but their names; what a user made from nothing is the user's own."""
+    if not (terms.licences or terms.parents or terms.record):
+        yield terms
+    for parent, _ in terms.parents:
+        yield from unlicensed(parent)
+
+
+def _unknown(bare: str, asked: str) -> UnknownLicence:
+    """Nothing is known of one model, itself or above the one that was asked for."""
     text = "{model}: nothing says under which licence it stands, so nothing may be made from it"
-    nearest = nearest_names(model)
+    nearest = nearest_names(bare)
     if nearest:
-        hint = "did you mean {nearest}? otherwise read its licence and name it: --licence {model}=KEY; `khola licence` lists the keys"
-        return UnknownLicence(text, hint=hint, model=model, nearest=", ".join(nearest))
-    return UnknownLicence(text, hint="read its licence and name it: --licence {model}=KEY; `khola licence` lists the keys", model=model)
+        hint = "did you mean {nearest}? otherwise read its licence and name it: --licence {asked}=KEY; `khola licence` lists the keys"
+        return UnknownLicence(text, hint=hint, model=bare, asked=asked, nearest=", ".join(nearest))
+    plain = "read its licence and name it: --licence {asked}=KEY; `khola licence` lists the keys"
+    return UnknownLicence(text, hint=plain, model=bare, asked=asked)
 
 
 def _located(model: str, settings: Settings) -> Located | None:

@@ -30,6 +30,13 @@ from khola.store.grouped import SHARD_BYTES, quantization_config, write_sharded
 from khola.store.recipes import Container, Recipe
 from khola.store.stored import StoredTensor
 
+CLASSES = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM", "glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM",
+}  # fmt: skip
+"""What `architectures` of config.json says in the labs' checkpoints, by their `model_type`; GGUF files do not tell it."""
+TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEADER_BYTES = 32 << 20
 """Room for a header: names, shapes and a vocabulary; the largest published ones take half of it."""
 
@@ -48,6 +55,11 @@ class Place:
     def draft(self) -> Path:
         """A hidden folder beside it."""
         return self.final.with_name(f".{self.final.name}.part")
+
+    @property
+    def gguf(self) -> Path:
+        """Of a GGUF file's draft, which has its final name."""
+        return self.draft / (f"{self.name}.gguf" if self.listed else self.final.name)
 
 
 def place_of(name: str, new_name: str, container: Container, output: Path | None, settings: Settings) -> Place:
@@ -113,10 +125,14 @@ def write_parts(
         NoDisk, NoRoom: it cannot be written.
     """
     if isinstance(parts, GgufParts):
-        write_gguf(place.draft / f"{place.name}.gguf", _metadata(parts.metadata, recipe), tensors)
+        write_gguf(place.gguf, _metadata(parts.metadata, recipe), tensors)
         return
     kinds = [stored.kind for stored in tensors]
     config = dict(parts.config)
+    if config.get("model_type") in CLASSES:
+        config.setdefault("architectures", [CLASSES[config["model_type"]]])
+    if recipe.body in TORCH_NAMES:
+        config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": TORCH_NAMES[recipe.body]}
     if any(kind.startswith("INT") for kind in kinds):
         config["quantization_config"] = quantization_config(kinds)
     documents = parts.documents | {"config.json": json.dumps(config, ensure_ascii=False, indent=1).encode() + b"\n"}
@@ -162,8 +178,6 @@ def publish(place: Place, record: Manifest | None, container: Container, disk: D
     """
     if record is not None:
         write_manifest(place.draft, record, disk)
-    single = container == "gguf" and record is None
-    made = place.draft / f"{place.name}.gguf" if single else place.draft
     with writing(place.final):
-        disk.replace(made, place.final)
-    return place.final / f"{place.name}.gguf" if container == "gguf" and record is not None else place.final
+        disk.replace(place.gguf if container == "gguf" and not place.listed else place.draft, place.final)
+    return place.final / place.gguf.name if container == "gguf" and place.listed else place.final

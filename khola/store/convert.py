@@ -39,14 +39,19 @@ def converted(stored: StoredTensor, kind: str, executor: Executor, *, count: Cal
         NonFinite: when the bytes are asked for: a value is NaN or infinite.
     """
     if kind == stored.kind and stored.scales is None:
-        return stored if count is None else replace(stored, load=lambda: _told(stored, count))
+        return stored if count is None else counted(stored, count)
     nbytes = bytes_of(kind, stored.shape, file="memory", tensor=stored.name)
     return replace(stored, kind=kind, nbytes=nbytes, load=lambda: _made(stored, kind, nbytes, executor, count), scales=None)
 
 
-def _told(stored: StoredTensor, count: Callable[[int], None]) -> memoryview:
-    count(stored.nbytes)
-    return stored.load()
+def counted(stored: StoredTensor, count: Callable[[int], None]) -> StoredTensor:
+    """The same tensor, which tells how many bytes it has when they are asked for."""
+
+    def load() -> memoryview:
+        count(stored.nbytes)
+        return stored.load()
+
+    return replace(stored, load=load)
 
 
 def _made(stored: StoredTensor, kind: str, nbytes: int, executor: Executor, count: Callable[[int], None] | None) -> memoryview:

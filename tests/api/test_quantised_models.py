@@ -276,7 +276,8 @@ def test_a_killed_process_leaves_no_model(tmp_path: Path, source: Path, kill: si
     assert Library(settings).entries() == [] and Library(settings).find("source-q4_0") is None
     assert left(tmp_path) == [] or kill == signal.SIGKILL
     made(source, "q4_0", tmp_path)
-    assert left(tmp_path) == ["source-q4_0", "source-q4_0/khola.json", "source-q4_0/source-q4_0.gguf"]
+    files = ("README.md", "khola.json", "lineage.json", "source-q4_0.gguf")
+    assert left(tmp_path) == ["source-q4_0", *(f"source-q4_0/{name}" for name in files)]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from khola.api.quantise import quantise
 from khola.cards.catalogue import cards, licences
 from khola.errors import AskedWrong, LicenceForbids, UnknownLicence, UnknownOption
 from khola.lineage.licence import Source, Verdict, begins_with, judge, judge_card
@@ -14,6 +15,7 @@ from khola.lineage.record import Role
 from khola.lineage.sentences import duty_sentences, recorded_duties
 from khola.lineage.terms import Terms, of_card, terms_of
 from khola.settings import Settings
+from tests.api.small_models import folder_model
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def asked(verdict: Verdict) -> str:
 
 
 def test_a_distilled_llama_must_be_called_llama(settings: Settings) -> None:
-    verdict = judge_card(of_card(cards()["deepseek-r1-distill-llama-8b"]), settings)
+    verdict = judge_card(of_card(cards()["deepseek-r1-distill-llama-8b"]))
     (refusal,) = verdict.refusals
     assert isinstance(refusal, LicenceForbids)
     assert "must begin with 'Llama'" in refusal.told() and "section 1.b.i" in refusal.told()
@@ -146,17 +148,17 @@ def test_parents_of_parents_count(settings: Settings) -> None:
     """A model of another lab between changes nothing; a model of the same lab licenses its own work anew."""
     meta = Terms(name="llama-3-8b", lab="Meta", licences=("llama-3",))
     tuned = Terms(name="tuned", lab="Somebody", licences=("MIT",), parents=((meta, "weights"),))
-    student = judge_card(Terms(name="student", parents=((tuned, "outputs"),)), settings)
+    student = judge_card(Terms(name="student", parents=((tuned, "outputs"),)))
     assert [refusal.facts["path"] for refusal in student.refusals] == ["student > tuned > llama-3-8b"]
     later = Terms(name="later", lab="Meta", licences=("MIT",), parents=((meta, "weights"),))
-    assert judge_card(Terms(name="student", parents=((later, "outputs"),)), settings).allowed
+    assert judge_card(Terms(name="student", parents=((later, "outputs"),))).allowed
     taught = Terms(name="taught", lab="Somebody", licences=("MIT",), parents=((meta, "outputs"),))
-    assert not judge_card(Terms(name="grandchild", parents=((taught, "weights"),)), settings).allowed
+    assert not judge_card(Terms(name="grandchild", parents=((taught, "weights"),))).allowed
 
 
 def test_only_two_published_models_break_a_rule(settings: Settings) -> None:
     """Of all cards, two were named without the word that their base's licence asks for."""
-    refused = {name: judge_card(of_card(card), settings).refusals for name, card in cards().items() if card.weights != "none"}
+    refused = {name: judge_card(of_card(card)).refusals for name, card in cards().items() if card.weights != "none"}
     broken = {name: [refusal.facts.get("prefix") for refusal in refusals] for name, refusals in refused.items() if refusals}
     assert broken == {"deepseek-r1-distill-llama-8b": ["Llama"], "deepseek-r1-distill-llama-70b": ["Llama"]}
 
@@ -205,3 +207,13 @@ def test_data_sets_have_licences_too(settings: Settings) -> None:
     both = made(settings, "x", "deepseek-v3", data={"agibot-world": "CC-BY-NC-SA-4.0"})
     assert "cannot obey the two" in both.refusals[0].told()
     assert not made(settings, "x", "smollm2-135m", data={"goku": "all-rights-reserved"}).allowed
+
+
+def test_another_form_of_what_has_no_licence_has_none(settings: Settings, tmp_path: Path) -> None:
+    """Writing a model in another format makes a record of it, and no licence."""
+    made = quantise(str(folder_model(tmp_path / "found")), to="q8_0", settings=settings, new_name="smaller")
+    assert made.licences == ()
+    with pytest.raises(UnknownLicence, match="found: nothing says") as raised:
+        terms_of("smaller", settings)
+    assert "--licence smaller=KEY" in raised.value.hint()
+    assert judge("x", [Source(model="smaller", role="weights", licences=("llama-3",))], settings).name_prefixes == ("Llama 3",)

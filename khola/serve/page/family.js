@@ -49,17 +49,5 @@ export function layout(cards) {
   return { nodes, edges, width, height };
 }
 
-// Everything a model was made from, nearest first, and everything made from it.
-export function ancestors(card, byName) {
-  const found = [];
-  const walk = (one) => {
-    for (const parent of one.parents) {
-      const known = byName[parent.name];
-      if (known && !found.includes(known)) (found.push(known), walk(known));
-    }
-  };
-  walk(card);
-  return found;
-}
-
+// Everything made from a model.
 export const offspring = (card, cards) => cards.filter((other) => other.parents.some((parent) => parent.name === card.name));

@@ -1,6 +1,6 @@
 // The family tree: who was made from whom, under which licence; as a picture, and as a list with the same content.
 import { country, how, Licence, LicenceFacts } from "./facts.js";
-import { ancestors, HEIGHT, layout, members, offspring, WIDTH } from "./family.js";
+import { HEIGHT, layout, members, offspring, WIDTH } from "./family.js";
 import { html, useEffect, useMemo, useState } from "./lib.js";
 import { told } from "./net.js";
 import { notify, refreshCatalogue, useStore } from "./store.js";
@@ -74,19 +74,16 @@ function List({ cards, catalogue, choose }) {
 }
 
 function Facts({ card, catalogue, choose, onClose }) {
-  const before = ancestors(card, catalogue.byName);
   const after = offspring(card, catalogue.cards);
-  const own = new Set(card.licences);
-  const inherited = [...new Set(before.flatMap((other) => other.licences))].filter((id) => !own.has(id));
-  const taught = card.parents.filter((parent) => parent.how === "distilled" && catalogue.byName[parent.name]);
-  const conflict = taught.filter((parent) => catalogue.byName[parent.name].licences.some((id) => catalogue.licences[id].distil_outputs === "no"));
+  const { inherited, forbidden_by: conflict, name_wanted: wanted } = card;
   const to = (name) => html`<button type="button" class="link" onClick=${() => choose(name)}>${catalogue.byName[name]?.title ?? name}</button>`;
   return html`<${Sheet} key=${card.name} title=${card.title} onClose=${onClose} wide>
     <p>${card.lab}, ${country(card.country)} · ${card.released}${card.parameters && ` · ${card.parameters}`}</p>
     ${card.about && html`<p lang="en">${card.about}</p>`}
     ${card.parents.length > 0 && html`<h3>${t("tree.from")}</h3><ul>${card.parents.map((parent) => html`<li>${to(parent.name)} <span class="hint">${t(`kind.${parent.how.replace(" ", "-")}`)}</span></li>`)}</ul>`}
     ${after.length > 0 && html`<h3>${t("tree.to")}</h3><ul>${after.map((other) => html`<li>${to(other.name)} <span class="hint">${t(`kind.${other.parents.find((parent) => parent.name === card.name).how.replace(" ", "-")}`)}</span></li>`)}</ul>`}
-    ${conflict.length > 0 && html`<p class="error">${t("tree.conflict", { names: conflict.map((parent) => catalogue.byName[parent.name].title).join(", ") })}</p>`}
+    ${conflict.length > 0 && html`<p class="error">${t("tree.conflict", { names: conflict.map((name) => catalogue.byName[name]?.title ?? name).join(", ") })}</p>`}
+    ${wanted && html`<p class="error">${t("tree.name", { name: wanted })}</p>`}
     ${card.licences.map((id) => html`<${LicenceFacts} id=${id} licence=${catalogue.licences[id]} />`)}
     ${inherited.length > 0 && html`<h3>${t("tree.inherited")}</h3><div class="row wrap">${inherited.map((id) => html`<${Licence} id=${id} licence=${catalogue.licences[id]} />`)}</div>`}
   </${Sheet}>`;

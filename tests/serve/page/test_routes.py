@@ -140,6 +140,10 @@ def test_the_catalogue_tells_cards_licences_and_models(site: Site) -> None:
     cards = {card["name"]: card for card in found["cards"]}
     assert cards["qwq-32b"]["parents"] == [{"name": "qwen2.5-32b", "how": "fine-tuned"}]
     assert all(key in found["licences"] for card in found["cards"] for key in card["licences"])
+    told = {name: (cards[name]["inherited"], cards[name]["forbidden_by"], cards[name]["name_wanted"]) for name in cards}
+    assert told["deepseek-r1-distill-llama-8b"] == ([], [], "Llama") and told["llama-3.2-1b"] == ([], [], "")
+    assert told["deepseek-r1-distill-qwen-7b"] == ([], [], "") and all(not forbidden for _, forbidden, _ in told.values())
+    assert all(key in found["licences"] for inherited, _, _ in told.values() for key in inherited)
     assert found["models"][0]["name"] == "echo" and found["here"] == []
     plan = site.ask("GET", "/page/catalogue/smollm2-135m-instruct/fit").json()
     assert plan["fits"] and plan["choices"][0]["file_bytes"] > 1e7

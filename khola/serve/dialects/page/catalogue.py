@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from khola.cards import catalogue
 from khola.cards.card import Licence, Parent
 from khola.errors import KholaError, NotFound
+from khola.lineage.licence import Verdict
 from khola.serve.backend import ModelState
 from khola.serve.body import json_response, meant, read_json
 from khola.serve.operation import Operation
@@ -42,6 +43,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     thinking: str
     licences: tuple[str, ...]
     parents: tuple[Parent, ...]
+    inherited: tuple[str, ...]
+    """Licences of its ancestors that ask something of it, beside its own."""
+    forbidden_by: tuple[str, ...]
+    """Ancestors whose licence does not let it be made from them."""
+    name_wanted: str
+    """What its name would have to begin with, and does not; empty otherwise."""
     weights: str
     chat: bool
     about: str
@@ -132,10 +139,18 @@ def _failed(error: KholaError, request_id: str) -> list[Event]:
     return [Event(error_body(error, request_id), name="error")]
 
 
+def _facts(verdict: Verdict, kind: str, fact: str, but: str = "") -> tuple[str, ...]:
+    """One fact of every refusal of a kind, which another of its facts shows; without one value."""
+    return tuple(refusal.facts[fact] for refusal in verdict.refusals if kind in refusal.facts and refusal.facts[fact] != but)
+
+
 @cache
 def _entries() -> tuple[Entry, ...]:
     from khola.api.header import implemented
+    from khola.lineage.licence import judge_card
+    from khola.lineage.terms import of_card
 
+    verdicts = {card.name: judge_card(of_card(card)) for card in catalogue.cards().values()}
     return tuple(
         Entry(
             name=card.name,
@@ -151,6 +166,9 @@ def _entries() -> tuple[Entry, ...]:
             thinking=card.thinking,
             licences=(card.licence, *card.further_licences),
             parents=card.parents,
+            inherited=tuple(key for key in verdicts[card.name].licences if key not in (card.licence, *card.further_licences)),
+            forbidden_by=_facts(verdicts[card.name], "path", "model", card.name),
+            name_wanted="".join(_facts(verdicts[card.name], "prefix", "prefix")[:1]),
             weights=card.weights,
             chat=bool(card.chat),
             about=card.about,
