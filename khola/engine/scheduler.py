@@ -1,8 +1,8 @@
 """Who computes how many tokens in the next step: the whole policy, without clocks, threads or arrays.
 
 1. Sequences that decode come first, one row each, oldest first. One that needs a page takes it from the youngest when none is free.
-2. What is left of the step's budget goes to prompts, oldest first, in chunks. The budget is smaller while others decode, so that their
-   tokens keep coming. Guesses at coming tokens fill up small steps, and never take a page from anybody.
+2. What is left of the step's budget goes to prompts, oldest first, in chunks. The budget is smaller while a few others decode, so that
+   their tokens keep coming. Guesses at coming tokens fill up small steps, and never take a page from anybody.
 3. The oldest waiting sequence is admitted when all its pages are free and one more for everybody who runs. Nobody overtakes it.
 
 A sequence that lost its pages waits in front and computes again what the cache forgot. All who run are older than all who wait, and the
@@ -23,6 +23,9 @@ from khola.engine.states import Held, States
 from khola.errors import Busy, NoMemory, UnknownOption
 from khola.ops.vocabulary import PAGE_TOKENS
 
+PROMPT_TOKENS = 4
+"""Tokens of prompts that take as long as one of an answer where many decode."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -37,13 +40,22 @@ class Limits:
     step_tokens: int = 256
     """Tokens that one step computes."""
     mixed_tokens: int = 128
-    """Tokens that one step computes while somebody decodes: less, so that the step is short."""
+    """Tokens that one step computes while somebody decodes, or more where many do: less, so that the step is short."""
     logit_rows: int = 128
     """Rows of a step that may ask for logits besides those that decode (scoring): bounds the memory of [rows, vocabulary]."""
     guess_rows: int = 32
     """Rows of a step that decode and check guesses, together: as many as the native kernels multiply in one reading of the weights."""
     max_waiting: int = 256
     """Sequences that may wait."""
+
+    def beside(self, decoding: int) -> int:
+        """Tokens that a step computes while so many decode, theirs included.
+
+        A token of an answer takes as long as four of a prompt, since its inputs are rounded otherwise. So a step of many answers is
+        long whatever comes with it, and prompts may make it twice as long; for prompts the weights are unpacked once a step, however
+        few these are.
+        """
+        return min(self.step_tokens, max(self.mixed_tokens, (1 + PROMPT_TOKENS) * decoding)) if decoding else self.step_tokens
 
     def __post_init__(self) -> None:
         """Check that every step can make progress."""
@@ -185,7 +197,7 @@ class Scheduler:
         """How many tokens each sequence computes in the next step; admits and preempts on the way."""
         plan = {s: 1 for s in self._decoding() if self._grow(s)}
         decoding = list(plan)
-        budget = (self.limits.mixed_tokens if plan else self.limits.step_tokens) - len(plan)
+        budget = self.limits.beside(len(plan)) - len(plan)
         seen = self.limits.logit_rows
         for sequence in self._prefilling(plan):
             self._reuse(sequence)
