@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from khola.chat.message import Message
 from khola.serve.backend import Backend, ChatJob
 from khola.serve.characters import Character, LoreEntry
+from khola.serve.database import Lazy
 from khola.serve.history import History, Kept, Persona
 
 FULL_SHARE = 0.6
@@ -119,17 +120,17 @@ async def messages_of(path: Sequence[Kept], scene: Scene, count: Count) -> list[
 
 
 async def prompt(
-    history: History, backend: Backend, owner: str, key: str, leaf: str, *, model: str, who: Character | None, tenant: str = ""
+    kept: Lazy[History], backend: Backend, owner: str, key: str, leaf: str, *, model: str, who: Character | None, tenant: str = ""
 ) -> tuple[list[Message], int]:
     """Messages for the next answer of a conversation; its older part is summarised first, where that is wanted and needed.
 
     Returns:
         The messages, and how many of the path stand in a summary.
     """
-    path = history.path(owner, key, leaf)
-    keeps = history.conversation(owner, key).memory
-    covered, summary = history.memory(owner, key, path) if keeps else (0, "")
-    persona = history.persona(owner)
+    path = await kept.ask(History.path, owner, key, leaf)
+    keeps = (await kept.ask(History.conversation, owner, key)).memory
+    covered, summary = await kept.ask(History.memory, owner, key, path) if keeps else (0, "")
+    persona = await kept.ask(History.persona, owner)
 
     async def count(text: str) -> int:
         return len(await backend.tokens(text, model, special=False))
@@ -143,7 +144,7 @@ async def prompt(
             written = await _summary(backend, model, path[covered:cut], lengths[covered:cut], summary, context, tenant)
             if written:
                 covered, summary = cut, written
-                history.remember(owner, key, path[cut - 1].id, summary)
+                await kept.ask(History.remember, owner, key, path[cut - 1].id, summary)
     return await messages_of(path[covered:], Scene(who=who, persona=persona, summary=summary), count), covered
 
 

@@ -7,9 +7,12 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from khola.serve.admission import Admission
 from khola.serve.backend import Backend
+from khola.serve.database import Lazy, T
 from khola.serve.deadlines import Deadlines
 from khola.serve.guard import Guard
 from khola.serve.limits import Limits
@@ -42,10 +45,25 @@ class Service:
     tapes: Tapes = field(default_factory=Tapes)
     """Streams that outlive their connection."""
 
+    stores: list[Lazy[Any]] = field(default_factory=list, init=False)
+    """Everything that it keeps."""
+
     def __post_init__(self) -> None:
         self.deadlines = Deadlines(self.limits.deadline_s)
         self.admission = Admission(self.limits)
         self.offline = Offline(self)
+
+    def store(self, file: str, make: Callable[[Path], T]) -> Lazy[T]:
+        """What is kept in a file of this name below the home folder; closed with the server."""
+        made = Lazy(self.settings.home / file, make)
+        self.stores.append(made)
+        return made
+
+    async def close(self) -> None:
+        """Stop the work that nobody waits for, and let the files go."""
+        await self.offline.close()
+        for store in self.stores:
+            await store.close()
 
     def stop(self, grace_s: float) -> None:
         """Take on nothing more, and let what runs end within so many seconds."""

@@ -50,7 +50,7 @@ async def server(served: Service, key: str = "") -> AsyncIterator[httpx2.AsyncCl
         if key:
             http.headers["authorization"] = f"Bearer {key}"
         yield http
-    await served.offline.close()
+    await served.close()
 
 
 async def upload(http: httpx2.AsyncClient, content: bytes, **fields: str) -> httpx2.Response:

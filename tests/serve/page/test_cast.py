@@ -11,6 +11,7 @@ from khola.chat.message import Message
 from khola.serve.backend import Backend, ChatJob, ModelState, Piece
 from khola.serve.cast import Scene, forgotten, lore, messages_of, prompt
 from khola.serve.characters import Character, character
+from khola.serve.database import Lazy
 from khola.serve.history import Draft, History, Kept, Persona
 
 BOOK = {
@@ -112,7 +113,8 @@ def test_a_plain_conversation_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def ask(history: History, backend: Words, key: str, leaf: str) -> tuple[list[Message], int]:
-    return asyncio.run(prompt(history, cast(Backend, backend), "", key, leaf, model="m", who=None))
+    lazy = Lazy(Path("h"), lambda _: history)
+    return asyncio.run(prompt(lazy, cast(Backend, backend), "", key, leaf, model="m", who=None))
 
 
 def test_what_does_not_fit_is_summarised_once_and_remembered(tmp_path: Path) -> None:

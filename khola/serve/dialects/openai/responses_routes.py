@@ -38,6 +38,7 @@ class ResponsesRoutes:
         self._service = service
         self._backend = service.backend
         self._store = ResponseStore(service.settings.home / FILE, service.clock)
+        service.stores.append(self._store.database)
         self._behind: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """Responses that are made in the background, by their ids, with their owners."""
 
