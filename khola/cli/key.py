@@ -13,7 +13,7 @@ from khola.cli import options as o
 from khola.errors import UnknownOption
 
 if TYPE_CHECKING:
-    from khola.serve.keys import Keys
+    from khola.serve.access.keys import Keys
 
 KeyFile = Annotated[Path | None, typer.Option("--key-file", metavar="FILE", parser=Path, help="File of the keys; default: khola's own.")]
 
@@ -34,7 +34,7 @@ def new(
     Raises:
         UnknownOption: a scope that does not exist.
     """
-    from khola.serve.keys import SCOPES
+    from khola.serve.access.keys import SCOPES
 
     asked = scope or ["infer"]
     for name in asked:
@@ -96,7 +96,7 @@ def revoke(
 
 
 def _keys(path: Path | None, home: Path) -> Keys:
-    from khola.serve.keys import FILE, Keys
+    from khola.serve.access.keys import FILE, Keys
 
     return Keys(path or home / FILE)
 

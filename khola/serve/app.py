@@ -12,13 +12,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from khola.errors import Cancelled, KholaError, NotFound, OurFault, WrongMethod
-from khola.serve.body import json_response
+from khola.serve.access.guard import Headers
 from khola.serve.dialects import Dialect, dialects
-from khola.serve.guard import Headers
-from khola.serve.line import Line
+from khola.serve.http.body import json_response
+from khola.serve.http.line import Line
+from khola.serve.http.refusal import error_body, error_headers
 from khola.serve.operation import Operation
 from khola.serve.paths import Paths
-from khola.serve.refusal import error_body, error_headers
 from khola.serve.service import Service
 
 LEFT = 499

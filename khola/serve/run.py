@@ -15,7 +15,7 @@ import uvicorn
 
 from khola.errors import AskedWrong
 from khola.serve.app import app
-from khola.serve.connection import connections
+from khola.serve.http.connection import connections
 from khola.serve.log import Log, places
 from khola.serve.service import Service
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from khola.serve.admission import Admission
+from khola.serve.access.admission import Admission
+from khola.serve.access.deadlines import Deadlines
+from khola.serve.access.guard import Guard
+from khola.serve.access.limits import Limits
 from khola.serve.backend import Backend
-from khola.serve.database import Lazy, T
-from khola.serve.deadlines import Deadlines
-from khola.serve.guard import Guard
-from khola.serve.limits import Limits
+from khola.serve.http.resume import Tapes
+from khola.serve.kept.database import Lazy, T
+from khola.serve.kept.offline import Offline
 from khola.serve.log import Log
 from khola.serve.metrics import Metrics
-from khola.serve.offline import Offline
 from khola.serve.operation import Operation
-from khola.serve.resume import Tapes
 from khola.settings import Settings
 
 

@@ -15,10 +15,10 @@ from khola.api import Model
 from khola.chat.message import Message, Tool, ToolCall
 from khola.engine.request import TokenInfo
 from khola.errors import Busy, KholaError
-from khola.serve import dispatch, wire
-from khola.serve.answering import Spelling, joined
 from khola.serve.backend import ChatJob, Piece, TextJob
-from khola.serve.dispatch import Link, Worker
+from khola.serve.engines import dispatch, wire
+from khola.serve.engines.answering import Spelling, joined
+from khola.serve.engines.dispatch import Link, Worker
 from tests.api.test_api_model import ChatTokenizer, scripted
 from tests.engine.fakes import BEGIN, END, FakeRunner, fake_loaded, require_empty
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from khola.serve.access.limits import Limits
 from khola.serve.app import App
-from khola.serve.echo import Echo
-from khola.serve.limits import Limits
+from khola.serve.engines.echo import Echo
 from khola.serve.log import Log
 from tests.serve.http.ask import Answer, ask, asked, offered, service_of
 

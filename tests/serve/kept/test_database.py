@@ -14,7 +14,7 @@ from threading import Thread
 import pytest
 
 from khola.errors import BadFiles, Busy, KholaError, NoDisk, NoRoom
-from khola.serve.database import Database, Lazy
+from khola.serve.kept.database import Database, Lazy
 
 TABLE = "CREATE TABLE words (word TEXT PRIMARY KEY)"
 ADD = "INSERT INTO words VALUES (?)"
@@ -164,7 +164,7 @@ def test_a_full_disk_is_told_and_loses_nothing(database: Database) -> None:
 
 
 def test_one_process_writes(path: Path) -> None:
-    other = f"from pathlib import Path; from khola.serve.database import Database; Database(Path({str(path)!r}), [{TABLE!r}]); input()"
+    other = f"from pathlib import Path; from khola.serve.kept.database import Database; Database(Path({str(path)!r}), [{TABLE!r}]); input()"
     command = [sys.executable, "-c", f"{other.removesuffix('; input()')}; print('open', flush=True); input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "open\n"

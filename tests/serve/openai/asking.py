@@ -12,7 +12,7 @@ import httpx2
 
 from khola.serve.app import app
 from khola.serve.backend import Cost, Job, Piece
-from khola.serve.echo import Echo
+from khola.serve.engines.echo import Echo
 from khola.serve.service import Service
 from khola.settings import Settings
 

@@ -14,10 +14,10 @@ from asking import COST, Client, Scripted
 
 from khola.chat.message import ToolCall
 from khola.errors import NoMemory, NotFound
+from khola.serve.access.limits import Limits
 from khola.serve.backend import ChatJob, Piece, Token
 from khola.serve.dialects.openai.responses_body import asked, job_of
 from khola.serve.dialects.openai.responses_store import KEPT_S, ResponseStore
-from khola.serve.limits import Limits
 
 MAKE = "/v1/responses"
 PIECES = (

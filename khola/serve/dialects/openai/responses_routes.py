@@ -11,17 +11,17 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from khola.errors import AskedWrong, Busy, KholaError, OurFault, TooMany, UnknownOption
-from khola.serve import refusal
 from khola.serve.backend import ChatJob, Piece
-from khola.serve.body import json_response, read_json
 from khola.serve.dialects.openai.answers import merged, running
 from khola.serve.dialects.openai.responses import Response
 from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of, page_of, with_ids
 from khola.serve.dialects.openai.responses_store import UNDONE, ResponseStore
 from khola.serve.dialects.openai.routes import headed, named_schema, only_model, told
+from khola.serve.http import refusal
+from khola.serve.http.body import json_response, read_json
+from khola.serve.http.sse import Event, event_response
 from khola.serve.operation import Handler, Method, Operation, caller, request_id
 from khola.serve.service import Service
-from khola.serve.sse import Event, event_response
 
 FILE = "responses.sqlite"
 PATH = "/v1/responses/{number}"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from khola.errors import AskedWrong, NotFound
-from khola.serve.database import Database, Lazy
+from khola.serve.kept.database import Database, Lazy
 
 T = TypeVar("T")
 PARAM = "response_id"
@@ -28,7 +28,7 @@ MIGRATIONS = (
       id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL, previous TEXT, items BLOB NOT NULL, body BLOB NOT NULL
     ) WITHOUT ROWID""",
 )
-"""See `khola.serve.database.Database`; before there were versions the table was there already."""
+"""See `khola.serve.kept.database.Database`; before there were versions the table was there already."""
 
 
 class ResponseStore:

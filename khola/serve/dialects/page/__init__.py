@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from khola.errors import KholaError, OurFault
-from khola.serve import refusal
 from khola.serve.dialects.page import catalogue, conversations, figures, persons, static
-from khola.serve.history import History
+from khola.serve.http import refusal
+from khola.serve.kept.history import History
 from khola.serve.operation import Operation
 from khola.serve.service import Service
 

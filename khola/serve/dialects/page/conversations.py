@@ -10,13 +10,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.errors import UnknownOption
-from khola.serve import cast
-from khola.serve.body import json_response, meant, read_json
-from khola.serve.characters import Character
-from khola.serve.database import Lazy
-from khola.serve.export import as_json, as_markdown
-from khola.serve.history import Change, Conversation, Draft, History
-from khola.serve.history import Kept as Message
+from khola.serve.characters import cast
+from khola.serve.characters.card import Character
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.export import as_json, as_markdown
+from khola.serve.kept.history import Change, Conversation, Draft, History
+from khola.serve.kept.history import Kept as Message
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
 

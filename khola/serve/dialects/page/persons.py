@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.errors import NotFound, UnknownOption
-from khola.serve.body import json_response, meant, read_bytes, read_json
-from khola.serve.characters import LARGEST_PICTURE, SIGNATURE, Character, Version, character, read_png, write_json, write_png
-from khola.serve.characters import read_json as read_card
-from khola.serve.database import Lazy
+from khola.serve.characters.card import LARGEST_PICTURE, SIGNATURE, Character, Version, character, read_png, write_json, write_png
+from khola.serve.characters.card import read_json as read_card
 from khola.serve.dialects.page.conversations import FILE, Removed
-from khola.serve.history import History, Persona
+from khola.serve.http.body import json_response, meant, read_bytes, read_json
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.history import History, Persona
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
 
@@ -99,7 +99,7 @@ def operations(service: Service, kept: Lazy[History]) -> list[Operation]:
 
 def samples() -> list[Character]:
     """The characters that khola brings."""
-    folder = files("khola.serve").joinpath("cards")
+    folder = files("khola.serve.characters").joinpath("cards")
     return [
         read_card(entry.read_bytes()) for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if entry.name.endswith(".json")
     ]

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from khola.errors import AskedWrong, BadJson, KholaError, NoRoom, NotFound, OurFault, TooMany
+from khola.serve.http.refusal import message_of
+from khola.serve.kept.stored import BATCH_ROWS, Batch, Counts, File, Stored, Wrong, Wrongs
 from khola.serve.operation import Caller, Operation
-from khola.serve.refusal import message_of
-from khola.serve.stored import BATCH_ROWS, Batch, Counts, File, Stored, Wrong, Wrongs
 from khola.store.strict_json import load_json
 
 if TYPE_CHECKING:

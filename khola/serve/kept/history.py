@@ -18,7 +18,7 @@ from typing import Any, Literal, final
 import msgspec
 
 from khola.errors import AskedWrong, NotFound
-from khola.serve.database import Database
+from khola.serve.kept.database import Database
 
 Role = Literal["user", "assistant"]
 
@@ -49,7 +49,7 @@ MIGRATIONS = (
     CREATE TABLE personas (owner TEXT PRIMARY KEY, name TEXT NOT NULL, description TEXT NOT NULL);
     """,
 )
-"""See `khola.serve.database.Database`."""
+"""See `khola.serve.kept.database.Database`."""
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from khola.errors import AskedWrong, BadFiles, NotFound
-from khola.serve import history as module
-from khola.serve.history import Change, Draft, History, Persona
+from khola.serve.kept import history as module
+from khola.serve.kept.history import Change, Draft, History, Persona
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from khola.errors import Busy, TooMany
-from khola.serve.limits import Limits
+from khola.serve.access.limits import Limits
 from khola.serve.operation import Caller
 
 

@@ -23,8 +23,8 @@ from khola.api.stream import Prepared
 from khola.engine.engine import typed
 from khola.engine.request import Event, Failed, Finished, Request
 from khola.errors import Busy, KholaError, OurFault
-from khola.serve import wire
-from khola.serve.answering import Answer, Embeddings, joined, prepared_chat, prepared_text, rendered
+from khola.serve.engines import wire
+from khola.serve.engines.answering import Answer, Embeddings, joined, prepared_chat, prepared_text, rendered
 
 PREPARING = 2
 """Threads that make requests ready, and as many for those that take long: with forms to compile, or long texts to cut into tokens."""

@@ -12,7 +12,7 @@ from typing import Any, final
 import msgspec
 
 from khola.errors import NotFound, TooLarge, TooMany
-from khola.serve.database import Database
+from khola.serve.kept.database import Database
 
 FILE_BYTES = 32 << 20
 OWNER_BYTES = 1 << 30
@@ -34,7 +34,7 @@ CREATE INDEX files_of ON files(owner, created_at);
 CREATE INDEX batches_of ON batches(owner, created_at);
 """,
 )
-"""See `khola.serve.database.Database`."""
+"""See `khola.serve.kept.database.Database`."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +112,7 @@ class Stored:
     Args:
         path: of the file; it is made where there is none.
     Raises:
-        KholaError: as in `khola.serve.database.Database`.
+        KholaError: as in `khola.serve.kept.database.Database`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -18,8 +18,8 @@ from typing import Literal
 import msgspec
 
 from khola.errors import AskedWrong, Forbidden, Misdirected, NoKey, TooLarge, TooMany, WrongType
-from khola.serve.keys import Failures, Key, Keys, looks_like_one, made, matching
-from khola.serve.limits import Limits
+from khola.serve.access.keys import Failures, Key, Keys, looks_like_one, made, matching
+from khola.serve.access.limits import Limits
 from khola.serve.operation import Caller, Operation
 
 Auth = Literal["keys", "local", "none"]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from khola.chat.message import Message
 from khola.serve.backend import Backend, ChatJob
-from khola.serve.characters import Character, LoreEntry
-from khola.serve.database import Lazy
-from khola.serve.history import History, Kept, Persona
+from khola.serve.characters.card import Character, LoreEntry
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.history import History, Kept, Persona
 
 FULL_SHARE = 0.6
 """Of the context: a longer conversation is summarised."""

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from khola.chat.message import Message
 from khola.serve.backend import Backend, ChatJob, ModelState, Piece
-from khola.serve.cast import Scene, forgotten, lore, messages_of, prompt
-from khola.serve.characters import Character, character
-from khola.serve.database import Lazy
-from khola.serve.history import Draft, History, Kept, Persona
+from khola.serve.characters.card import Character, character
+from khola.serve.characters.cast import Scene, forgotten, lore, messages_of, prompt
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.history import Draft, History, Kept, Persona
 
 BOOK = {
     "scan_depth": 2,
