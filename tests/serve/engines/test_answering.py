@@ -192,7 +192,7 @@ def test_p21_out_of_memory_is_an_answer(ask: wire.Ask) -> None:
     ends = []
     # What is imported and compiled for the first request is there before memory runs short.
     for place in range(-1, 100):
-        asked._preparing.add(1)
+        asked._preparing[1] = ""
         if place >= 0:
             memory.set_nomemory(place, place + 1)
         try:
