@@ -14,13 +14,15 @@ from khola.serve.access.admission import Admission
 from khola.serve.access.deadlines import Deadlines
 from khola.serve.access.guard import Guard
 from khola.serve.access.limits import Limits
+from khola.serve.access.metered import Metered
+from khola.serve.access.quota import Account, Accounts
 from khola.serve.backend import Backend
 from khola.serve.http.resume import Tapes
 from khola.serve.kept.database import Lazy, T
 from khola.serve.kept.offline import Offline
 from khola.serve.log import Log
 from khola.serve.metrics import Metrics
-from khola.serve.operation import Operation
+from khola.serve.operation import Caller, Operation
 from khola.settings import Settings
 
 
@@ -49,6 +51,8 @@ class Service:
     """Everything that it keeps."""
 
     def __post_init__(self) -> None:
+        self.accounts = Accounts()
+        self.backend = Metered(self.backend, self.accounts, self.clock)
         self.deadlines = Deadlines(self.limits.deadline_s)
         self.admission = Admission(self.limits)
         self.offline = Offline(self)
@@ -64,6 +68,10 @@ class Service:
         await self.offline.close()
         for store in self.stores:
             await store.close()
+
+    def account(self, caller: Caller) -> Account | None:
+        """Where what a caller uses is written down; None where it has no bounds."""
+        return self.accounts.open(caller.tenant, caller.quota, self.clock())
 
     def stop(self, grace_s: float) -> None:
         """Take on nothing more, and let what runs end within so many seconds."""

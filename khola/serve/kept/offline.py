@@ -73,7 +73,9 @@ class Offline:
         try:
             while waiting := await self.ask(Stored.unended):
                 owner, tenant, batch = waiting[0]
-                caller = Caller(name=owner, scopes=frozenset({"infer"}), tenant=tenant)
+                now = self.service.clock()
+                caller = self.service.guard.known(owner, now) or Caller(name=owner, scopes=frozenset({"infer"}), tenant=tenant)
+                self.service.account(caller)
                 try:
                     await self._answer(caller, batch)
                 except KholaError as error:

@@ -147,7 +147,7 @@ class ResponsesRoutes:
         """Begin a response that is asked for later, and give what it is now."""
         owner, number = caller(request).name, request_id(request)
         mine = sum(one == owner for one, _ in self._behind.values())
-        if mine >= self._service.limits.in_flight:
+        if mine >= self._service.admission.most(caller(request)):
             raise TooMany("{found} responses are being made in the background; at most {limit} may", found=mine, limit=mine)
         await self._keep(owner, found, response)
 
