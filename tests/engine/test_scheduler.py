@@ -45,9 +45,9 @@ class World:
         self.guessed_right = 0
 
     def submit(self, tokens: list[int], answer: int, tenant: str, every_row: bool = False) -> Sequence | None:
-        sequence = Sequence(list(tokens), prefix.root(tenant), every_row)
+        sequence = Sequence(list(tokens), prefix.root(tenant), tenant, every_row)
         try:
-            self.scheduler.require_room()
+            self.scheduler.require_room(tenant=tenant)
         except Busy:
             assert len(self.scheduler.waiting) >= self.limits.max_waiting
             return None
@@ -151,8 +151,9 @@ class World:
                 assert held[sequence.pages[sequence.known // PAGE_TOKENS]] == 1, "a page that is being written is shared"
         self.check_states()
         order = list(self.wanted)
-        ages = [order.index(s) for s in [*scheduler.running, *scheduler.waiting]]
-        assert ages == sorted(ages), "somebody overtook"
+        for tenant in TENANTS:
+            ages = [order.index(s) for s in [*scheduler.running, *scheduler.waiting] if self.tenant[s] == tenant]
+            assert ages == sorted(ages), "somebody overtook"
 
     def check_states(self) -> None:
         if self.states is None:
@@ -400,6 +401,39 @@ def test_a_next_turn_goes_on_in_the_middle_of_a_page() -> None:
     assert turn is not None
     assert stranger is not None
     assert (turn.found, stranger.found) == (45, 0)
+
+
+@pytest.mark.parametrize("pages", [1000, 40])
+def test_a_tenant_that_floods_waits_behind_itself(pages: int) -> None:
+    world = World(pages, Limits(max_rows=4, step_tokens=64, mixed_tokens=32, max_waiting=50))
+    for number in range(50):
+        world.submit([number % 3] * 200, 20, "a")
+    for _ in range(12):
+        world.step()
+    other = world.submit([1] * 60, 5, "b")
+    assert other is not None, "the queue is full of others, and this tenant has nobody there"
+    while other not in world.scheduler.running:
+        world.step()
+    ahead = 50 - sum(tenant == "a" for tenant in world.tenant.values())
+    steps = 0
+    while other in world.wanted:
+        world.step()
+        steps += 1
+    # One prompt of the other tenant may stand before it: 200 tokens, in steps of at least 29; then its own 60, and its answer.
+    assert ahead <= 4 and steps <= 200 // 29 + 1 + 60 // 29 + 1 + 5
+    assert sum(tenant == "a" for tenant in world.tenant.values()) >= 42
+    world.drain()
+
+
+def test_a_full_queue_refuses_who_waits_there_already() -> None:
+    world = World(100, Limits(max_rows=1, max_waiting=3))
+    for number in range(3):
+        assert world.submit([number], 5, "a") is not None
+    assert world.submit([7], 5, "a") is None
+    assert world.submit([8], 5, "b") is not None and world.submit([9], 5, "b") is None
+    with pytest.raises(Busy):
+        world.scheduler.require_room()
+    world.drain()
 
 
 def test_digests_depend_on_every_token_before_and_on_the_tenant() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from khola.api import Model, load
 from khola.serve.backend import Piece, Pieces, TextJob
-from khola.serve.engines import Engines
+from khola.serve.engines.pool import Engines
 from khola.settings import Settings
 from tests.loader.tiny_gguf import tiny_gguf
 

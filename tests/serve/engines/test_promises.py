@@ -15,7 +15,7 @@ import pytest
 
 from khola.errors import Cancelled, ContextOverflow, EngineDied, KholaError
 from khola.serve.backend import Piece
-from khola.serve.engines import Engines
+from khola.serve.engines.pool import Engines
 from tests.needs import needs_library
 from tests.serve.engines.rig import CONTEXT, FOUR, direct, engines_of, going_on, read, settled, text_of
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from khola.errors import AskedWrong
+from khola.serve.access.limits import Limits
 from khola.serve.app import App
-from khola.serve.echo import Echo
-from khola.serve.limits import Limits
+from khola.serve.engines.echo import Echo
 from khola.serve.run import Stop, is_loopback, listen, serve
 from khola.serve.service import Service
 from tests.serve.http.ask import offered, service_of

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import khola
+from khola.serve.access.guard import Guard
 from khola.serve.app import App
-from khola.serve.guard import Guard
 from khola.serve.openapi import ERRORS, document
 from khola.serve.service import Service
 from tests.serve.http import made

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from khola.serve.echo import Echo
-from khola.serve.limits import Limits
+from khola.serve.access.limits import Limits
+from khola.serve.engines.echo import Echo
 from khola.serve.log import Log
 from khola.serve.service import Service
 from tests.serve.http.ask import service_of

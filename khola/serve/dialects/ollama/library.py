@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from khola.errors import Cancelled, KholaError, OurFault, UnknownModel
 from khola.serve.backend import ModelState
 from khola.serve.dialects.ollama.told import moment
+from khola.serve.http.sse import Event
 from khola.serve.service import Service
-from khola.serve.sse import Event
 
 if TYPE_CHECKING:
     from khola.cards.card import Card

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import Message, Receive, Send
 
 from khola.errors import Cancelled, TooSlow
-from khola.serve.limits import Limits
+from khola.serve.access.limits import Limits
 
 
 class Line:

@@ -10,16 +10,15 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from khola.errors import AskedWrong, BadJson, KholaError, NoRoom, NotFound, OurFault, TooMany
+from khola.serve.http.refusal import message_of
+from khola.serve.kept.stored import BATCH_ROWS, Batch, Counts, File, Stored, Wrong, Wrongs
 from khola.serve.operation import Caller, Operation
-from khola.serve.refusal import message_of
-from khola.serve.stored import BATCH_ROWS, Batch, Counts, File, Stored, Wrong, Wrongs
 from khola.store.strict_json import load_json
 
 if TYPE_CHECKING:
@@ -46,25 +45,12 @@ class Offline:
         self.service = service
         self.shapes: dict[str, ErrorBody] = {}
         """What a row may ask, by path, and what an error looks like there."""
-        self._path = service.settings.home / "offline.sqlite3"
-        self._stored: Stored | None = None
-        self._opening = Lock()
+        self.stored = service.store("offline.sqlite3", Stored)
         self._work: asyncio.Task[None] | None = None
-
-    def stored(self) -> Stored:
-        """The file in which everything is kept, opened when it is first needed.
-
-        Raises:
-            BadFiles: it is damaged.
-        """
-        with self._opening:
-            if self._stored is None:
-                self._stored = Stored(self._path)
-            return self._stored
 
     async def ask(self, method: Callable[..., T], *values: Any, **fields: Any) -> T:
         """What a method of `Stored` answers, in a thread."""
-        return await asyncio.to_thread(lambda: method(self.stored(), *values, **fields))
+        return await self.stored.ask(method, *values, **fields)
 
     def wake(self) -> None:
         """There is work: begin, if nobody works yet."""
@@ -73,7 +59,7 @@ class Offline:
 
     def go_on(self) -> None:
         """The server has started: go on with what an earlier one left."""
-        if self._path.exists():
+        if self.stored.there:
             self.wake()
 
     async def close(self) -> None:
@@ -81,16 +67,15 @@ class Offline:
         if self._work is not None and not self._work.done():
             self._work.cancel()
             await asyncio.wait({self._work})
-        if self._stored is not None:
-            await asyncio.to_thread(self._stored.close)
-            self._stored = None
 
     async def _run(self) -> None:
         """Work on batches, the oldest first, until none is left."""
         try:
             while waiting := await self.ask(Stored.unended):
                 owner, tenant, batch = waiting[0]
-                caller = Caller(name=owner, scopes=frozenset({"infer"}), tenant=tenant)
+                now = self.service.clock()
+                caller = self.service.guard.known(owner, now) or Caller(name=owner, scopes=frozenset({"infer"}), tenant=tenant)
+                self.service.account(caller)
                 try:
                     await self._answer(caller, batch)
                 except KholaError as error:

@@ -3,8 +3,7 @@
 A conversation is a tree: every message names the one that it follows, an edited question or another answer is a sibling of the first,
 and the conversation remembers which leaf is shown. Every row has an owner; a row of somebody else is as absent as one that never was.
 
-File     `KHOLA_HOME/page.sqlite3`, write-ahead log, version in `PRAGMA user_version`; older files are brought to the newest version when
-         they are opened, newer ones are refused.
+File     `KHOLA_HOME/page.sqlite3`.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import RLock
 from typing import Any, Literal, final
 
 import msgspec
 
-from khola.errors import AskedWrong, BadFiles, NoDisk, NotFound
+from khola.errors import AskedWrong, NotFound
+from khola.serve.kept.database import Database
 
 Role = Literal["user", "assistant"]
 
@@ -51,7 +49,7 @@ MIGRATIONS = (
     CREATE TABLE personas (owner TEXT PRIMARY KEY, name TEXT NOT NULL, description TEXT NOT NULL);
     """,
 )
-"""One script a version; a published one is never changed, the next is appended."""
+"""See `khola.serve.kept.database.Database`."""
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,40 +121,14 @@ class History:
     """The file. Methods may be called from any thread; each is one transaction."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Open, or make, a file.
-
-        Raises:
-            BadFiles: it is no such file, or a newer khola wrote it.
-            NoDisk: the disk is full.
-        """
-        self._path, self._clock = path, clock
-        self._lock = RLock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        try:
-            path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._migrate()
-        except sqlite3.DatabaseError as problem:
-            self._db.close()
-            raise BadFiles(
-                "{file}: {reason}", hint="move the file away; khola makes a new one", file=path.name, reason=str(problem)
-            ) from problem
-        except BadFiles:
-            self._db.close()
-            raise
+        """Open, or make, a file; errors as in `Database`."""
+        self._clock = clock
+        self._db = Database(path, MIGRATIONS, lasting=False)
+        self._rows, self._change = self._db.rows, self._db.change
 
     def close(self) -> None:
         """Write everything and let the file go."""
-        with self._lock:
-            self._db.close()
-
-    @property
-    def version(self) -> int:
-        """Version of the file."""
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        self._db.close()
 
     def conversations(self, owner: str, search: str = "", most: int = 200) -> list[Conversation]:
         """Those of an owner, the latest first; with `search`, those whose title or messages have these letters."""
@@ -372,43 +344,6 @@ class History:
         if not found:
             raise absent(key)
         return _kept(found[0])
-
-    def _rows(self, text: str, values: Sequence[Any]) -> list[sqlite3.Row]:
-        with self._lock:
-            cursor = self._db.cursor()
-            cursor.row_factory = sqlite3.Row
-            return cursor.execute(text, values).fetchall()
-
-    @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it, or nothing."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except sqlite3.OperationalError as problem:
-                self._roll_back()
-                raise NoDisk("{file} cannot be written: {reason}", file=self._path.name, reason=str(problem)) from problem
-            except BaseException:
-                self._roll_back()
-                raise
-
-    def _roll_back(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-
-    def _migrate(self) -> None:
-        if self.version > len(MIGRATIONS):
-            raise BadFiles(
-                "{file} has version {found}; this khola knows versions up to {known}",
-                hint="use the khola that wrote it, or move the file away",
-                file=self._path.name,
-                found=self.version,
-                known=len(MIGRATIONS),
-            )
-        for number in range(self.version, len(MIGRATIONS)):
-            self._db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT")
 
 
 def absent(key: str) -> NotFound:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from khola.errors import AskedWrong, KholaError, NoKey, NoMemory, NoRoom, OurFault
+from khola.serve.access.quota import Level
 
 KINDS: dict[int, str] = {
     401: "authentication_error",
@@ -37,6 +41,26 @@ def error_body(error: KholaError, request_id: str) -> dict[str, Any]:
     kind = "invalid_request_error" if isinstance(error, AskedWrong) and error.http_status == 404 else kind_of(error.http_status)
     param = error.facts.get("param")
     return {"error": {"message": message_of(error), "type": kind, "param": param, "code": error.code, "request_id": request_id}}
+
+
+def quota_headers(levels: Mapping[str, Level], now: float) -> list[tuple[bytes, bytes]]:
+    """What is left of a key's limits, under the names of OpenAI and of Anthropic.
+
+    Args:
+        levels: of "requests" and "tokens".
+        now: seconds since 1970.
+    Source: https://platform.openai.com/docs/guides/rate-limits, https://docs.anthropic.com/en/api/rate-limits (response headers).
+    """
+    told: dict[str, str] = {}
+    for name, level in levels.items():
+        full = datetime.fromtimestamp(now + level.full_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        minutes, seconds = divmod(math.ceil(level.full_s), 60)
+        hours, minutes = divmod(minutes, 60)
+        told |= {f"x-ratelimit-limit-{name}": str(level.most), f"anthropic-ratelimit-{name}-limit": str(level.most)}
+        told |= {f"x-ratelimit-remaining-{name}": str(level.left), f"anthropic-ratelimit-{name}-remaining": str(level.left)}
+        told |= {f"x-ratelimit-reset-{name}": f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{seconds}s"}
+        told |= {f"anthropic-ratelimit-{name}-reset": full}
+    return [(name.encode(), value.encode()) for name, value in told.items()]
 
 
 def error_headers(error: KholaError) -> dict[str, str]:

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from khola.errors import Cancelled, KholaError, OurFault
-from khola.serve.body import encoded
+from khola.serve.http.body import encoded
+from khola.serve.http.resume import HEADER
 from khola.serve.operation import caller, deadline, request_id
-from khola.serve.resume import HEADER
 from khola.serve.service import Service
 
 PING = b": ping\n\n"
@@ -47,7 +47,7 @@ async def event_response(
     lines: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> ASGIApp:
-    """Answer with a stream; one whose request has `X-Conversation-Id` outlives its connection, see `khola.serve.resume`.
+    """Answer with a stream; one whose request has `X-Conversation-Id` outlives its connection, see `khola.serve.http.resume`.
 
     The first event is awaited before anything is sent, for at most `Limits.ping_s`: an error until then is raised here and has a status
     of its own; a later one becomes the events that `errors` makes of it. When the client goes, or the deadline passes, `events` is closed

@@ -23,10 +23,10 @@ from khola.cards.catalogue import card, cards
 from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NotInstalled, NotPulled, UnknownModel, UnknownOption
 from khola.fetch.library import Entry, Library
 from khola.fetch.places import model_name_from, on_disk
-from khola.serve import wire
 from khola.serve.backend import ChatJob, Job, ModelState, Pieces
-from khola.serve.offered import bytes_at, created, path_of
-from khola.serve.process import EngineProcess, Tell
+from khola.serve.engines import wire
+from khola.serve.engines.offered import bytes_at, created, path_of
+from khola.serve.engines.process import EngineProcess, Tell
 from khola.settings import Settings
 
 BESIDE_BYTES = 300_000_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from khola.errors import Busy, TooMany
-from khola.serve.limits import Limits
+from khola.serve.access.limits import Limits
 from khola.serve.operation import Caller
 
 
@@ -22,6 +22,10 @@ class Admission:
         self.closed = False
         """Take on nothing more: the server is about to stop."""
 
+    def most(self, caller: Caller) -> int:
+        """How many requests of a caller may wait or run."""
+        return (caller.quota.at_once if caller.quota is not None else None) or self._limits.in_flight
+
     @contextmanager
     def place(self, caller: Caller) -> Iterator[None]:
         """A place for one request.
@@ -34,7 +38,7 @@ class Admission:
             raise Busy("the server is stopping", retry_after=10)
         if self.running >= self._limits.queue:
             raise TooMany("{count} requests wait or run; more are not taken on", count=self.running, retry_after=2)
-        if self._of[caller.name] >= self._limits.in_flight and caller.tenant:
+        if self._of[caller.name] >= self.most(caller) and caller.tenant:
             raise TooMany("{count} of your requests wait or run; more are not taken on", count=self._of[caller.name], retry_after=1)
         self.running += 1
         self._of[caller.name] += 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from khola.serve.limits import Limits
+from khola.serve.access.limits import Limits
 
 PART = 16 << 10
 """Bytes that are read at once: so many chunks of one byte are taken apart in some milliseconds, and then others have their turn."""

@@ -1,31 +1,23 @@
 """How a character speaks: its card, its lore and what is remembered of the conversation become the messages that a model is asked with.
 
 Lore     entries whose keys stand in the last messages are told until the book's budget of tokens is spent, those of high priority first.
-Memory   when a conversation takes more than a share of the context, the model itself is asked to write down what happened in its older
-         part, in so many words at most; from then on the summary stands for that part. The messages stay in the history.
+Memory   when a conversation takes more than a share of the context, notes of its older part stand for that part from then on; see
+         `khola.serve.characters.memory`. The messages stay in the history.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from khola.chat.message import Message
-from khola.serve.backend import Backend, ChatJob
-from khola.serve.characters import Character, LoreEntry
-from khola.serve.history import History, Kept, Persona
+from khola.serve.backend import Backend
+from khola.serve.characters.card import Character, LoreEntry
+from khola.serve.characters.memory import Count, Scribe, forgotten
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.history import History, Kept, Persona
 
-FULL_SHARE = 0.6
-"""Of the context: a longer conversation is summarised."""
-KEPT_SHARE = 0.3
-"""Of the context: so much of its end stays word by word."""
-PIECE_SHARE = 0.4
-"""Of the context: so much is summarised at once."""
-SUMMARY_SHARE = 0.1
-"""Of the context: the longest summary."""
-MOST_SUMMARY_TOKENS = 600
 DEFAULT_CONTEXT = 4096
 """Tokens, where the model's own number is not known."""
 LORE_TOKENS = 512
@@ -36,13 +28,7 @@ STAY = (
     "Write {{char}}'s next reply in a conversation between {{char}} and {{user}}. Stay in character, and answer in the language of "
     "{{user}}."
 )
-SUMMARISE = (
-    "Write down what has happened in this conversation so far, for somebody who must go on with it: who is who, what was agreed, what is "
-    "still open. At most {words} words, in the language of the conversation, nothing but the summary."
-)
 _MACRO = re.compile(r"\{\{(char|user|original)\}\}|<(bot|user)>", re.IGNORECASE)
-
-Count = Callable[[str], Awaitable[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +41,17 @@ class Scene:
 
     def filled(self, text: str, original: str = "") -> str:
         """A text of the card with the names in their places."""
-        names = {"char": self._nick, "bot": self._nick, "user": self.persona.name or "User", "original": original}
+        names = {"char": self.nick, "bot": self.nick, "user": self.user, "original": original}
         return _MACRO.sub(lambda match: names[(match[1] or match[2]).lower()], text)
 
     @property
-    def _nick(self) -> str:
+    def user(self) -> str:
+        """What the one who asks is called."""
+        return self.persona.name or "User"
+
+    @property
+    def nick(self) -> str:
+        """What the character is called; empty where there is none."""
         return (self.who.text("nickname") or self.who.name) if self.who else ""
 
 
@@ -119,17 +111,17 @@ async def messages_of(path: Sequence[Kept], scene: Scene, count: Count) -> list[
 
 
 async def prompt(
-    history: History, backend: Backend, owner: str, key: str, leaf: str, *, model: str, who: Character | None, tenant: str = ""
+    kept: Lazy[History], backend: Backend, owner: str, key: str, leaf: str, *, model: str, who: Character | None, tenant: str = ""
 ) -> tuple[list[Message], int]:
     """Messages for the next answer of a conversation; its older part is summarised first, where that is wanted and needed.
 
     Returns:
         The messages, and how many of the path stand in a summary.
     """
-    path = history.path(owner, key, leaf)
-    keeps = history.conversation(owner, key).memory
-    covered, summary = history.memory(owner, key, path) if keeps else (0, "")
-    persona = history.persona(owner)
+    path = await kept.ask(History.path, owner, key, leaf)
+    keeps = (await kept.ask(History.conversation, owner, key)).memory
+    covered, summary = await kept.ask(History.memory, owner, key, path) if keeps else (0, "")
+    persona = await kept.ask(History.persona, owner)
 
     async def count(text: str) -> int:
         return len(await backend.tokens(text, model, special=False))
@@ -140,73 +132,21 @@ async def prompt(
         lengths = [await count(message.content) for message in path]
         cut = forgotten(lengths, covered, context)
         if cut > covered:
-            written = await _summary(backend, model, path[covered:cut], lengths[covered:cut], summary, context, tenant)
+            names = Scene(who=who, persona=persona)
+            scribe = Scribe(
+                backend=backend,
+                model=model,
+                tenant=tenant,
+                user=names.user,
+                other=names.nick or "Assistant",
+                context=context,
+                count=count,
+            )
+            written = await scribe.notes(path[covered:cut], lengths[covered:cut], summary)
             if written:
                 covered, summary = cut, written
-                history.remember(owner, key, path[cut - 1].id, summary)
+                await kept.ask(History.remember, owner, key, path[cut - 1].id, summary)
     return await messages_of(path[covered:], Scene(who=who, persona=persona, summary=summary), count), covered
-
-
-def forgotten(lengths: Sequence[int], covered: int, context: int) -> int:
-    """How many messages of a path should stand in its summary.
-
-    Args:
-        lengths: tokens of each message.
-        covered: how many stand in it already.
-        context: tokens of the model's context.
-    """
-    if sum(lengths[covered:]) <= FULL_SHARE * context:
-        return covered
-    kept, cut = 0, len(lengths)
-    while cut > covered + 1 and kept + lengths[cut - 1] <= KEPT_SHARE * context:
-        cut -= 1
-        kept += lengths[cut]
-    return min(cut, len(lengths) - 1)
-
-
-async def _summary(
-    backend: Backend, model: str, path: Sequence[Kept], lengths: Sequence[int], before: str, context: int, tenant: str
-) -> str:
-    """Write down a part of a conversation, piece by piece where it is long; each piece with what was written of those before it.
-
-    Returns:
-        The summary; empty when the model wrote none, and then nothing may be left out.
-    """
-    most = min(MOST_SUMMARY_TOKENS, int(SUMMARY_SHARE * context))
-    told = before
-    for piece in _pieces(path, lengths, PIECE_SHARE * context):
-        text = f"{told}\n\n{piece}" if told else piece
-        told = await _answer(backend, model, f"{text}\n\n{SUMMARISE.format(words=max(20, most // 2))}", most, tenant)
-        if not told:
-            break
-    return told
-
-
-def _pieces(path: Sequence[Kept], lengths: Sequence[int], most: float) -> list[str]:
-    """What was spoken, in texts of at most so many tokens; longer messages are cut where they must be."""
-    pieces: list[str] = []
-    size = 0.0
-    for message, length in zip(path, lengths, strict=True):
-        parts = max(1, math.ceil(length / most))
-        letters = math.ceil(len(message.content) / parts) or 1
-        for start in range(0, max(1, len(message.content)), letters):
-            line = f"{message.role}: {message.content[start : start + letters]}"
-            if not pieces or size + length / parts > most:
-                pieces.append(line)
-                size = 0.0
-            else:
-                pieces[-1] += f"\n{line}"
-            size += length / parts
-    return pieces
-
-
-async def _answer(backend: Backend, model: str, question: str, most: int, tenant: str) -> str:
-    job = ChatJob(
-        messages=(Message(role="user", content=question),), sampling={"max_tokens": most, "temperature": 0.0}, thinking=None, tenant=tenant
-    )
-    pieces = await backend.start(job, model)
-    parts = [piece.text async for piece in pieces]
-    return "".join(parts).strip()
 
 
 def _met(entry: LoreEntry, heard: str) -> bool:

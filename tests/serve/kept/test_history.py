@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from khola.errors import AskedWrong, BadFiles, NotFound
-from khola.serve import history as module
-from khola.serve.history import Change, Draft, History, Persona
+from khola.serve.kept import history as module
+from khola.serve.kept.history import Change, Draft, History, Persona
 
 
 @pytest.fixture
@@ -113,7 +113,8 @@ def test_a_failed_write_leaves_nothing(history: History, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "MOST_MESSAGES", 3)
     with pytest.raises(AskedWrong, match="messages already"):
         history.write("anna", key, Draft(role="user", content="x"))
-    assert len(history.messages("anna", key)) == 3 and not history._db.in_transaction
+    monkeypatch.undo()
+    assert len(history.messages("anna", key)) == 3 and history.write("anna", key, Draft(role="user", content="x")).number == 4
 
 
 def test_older_files_are_brought_on_and_newer_ones_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +124,7 @@ def test_older_files_are_brought_on_and_newer_ones_refused(tmp_path: Path, monke
     old.close()
     monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "ALTER TABLE personas ADD COLUMN extra TEXT;"))
     newer = History(path)
-    assert newer.version == 2 and len(newer.messages("anna", key)) == 3
+    assert newer._db.version == 2 and len(newer.messages("anna", key)) == 3
     newer.close()
     monkeypatch.undo()
     with pytest.raises(BadFiles, match="version 2"):

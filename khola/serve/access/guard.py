@@ -18,8 +18,8 @@ from typing import Literal
 import msgspec
 
 from khola.errors import AskedWrong, Forbidden, Misdirected, NoKey, TooLarge, TooMany, WrongType
-from khola.serve.keys import Failures, Key, Keys, looks_like_one, made, matching
-from khola.serve.limits import Limits
+from khola.serve.access.keys import Failures, Key, Keys, looks_like_one, made, matching
+from khola.serve.access.limits import Limits
 from khola.serve.operation import Caller, Operation
 
 Auth = Literal["keys", "local", "none"]
@@ -191,9 +191,16 @@ class Guard:
             return Caller(name="local", scopes=frozenset(scopes))
         if operation is not None and operation.scope not in ("open", *key.scopes):
             raise Forbidden("this key is not for {scope}", hint="`khola key new --scope` makes one that is", scope=operation.scope)
-        own = key.id in self._page
-        tenant = "" if own else hmac.new(self.salt, key.id.encode(), hashlib.sha256).hexdigest()[:24]
-        return Caller(name="local" if own else key.id, scopes=frozenset(key.scopes), tenant=tenant)
+        return Caller(name="local", scopes=frozenset(key.scopes)) if key.id in self._page else self._owner(key)
+
+    def known(self, name: str, now: float) -> Caller | None:
+        """Who asked, by the id of their key, when nobody is there to show it; None once it was revoked, has expired, or never was one."""
+        found = [key for key in self.keys.all() if key.id == name and not key.over(now)] if self.keys is not None else []
+        return self._owner(found[0]) if found else None
+
+    def _owner(self, key: Key) -> Caller:
+        tenant = hmac.new(self.salt, key.id.encode(), hashlib.sha256).hexdigest()[:24]
+        return Caller(name=key.id, scopes=frozenset(key.scopes), tenant=tenant, quota=key.quota)
 
     def _key(self, headers: Headers, address: str, now: float) -> Key | None:
         """The key that was shown; None where none was, or none is needed."""
@@ -229,7 +236,7 @@ class Guard:
         vary = [(b"vary", b"Origin")]
         if headers.origin not in self.origins or headers.origin is None:
             return vary
-        exposed = b"x-request-id, retry-after, x-khola-ignored"
+        exposed = b"x-request-id, retry-after, x-khola-ignored, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
         return [*vary, (b"access-control-allow-origin", headers.origin.encode()), (b"access-control-expose-headers", exposed)]
 
     def preflight(self, headers: Headers) -> dict[str, str]:

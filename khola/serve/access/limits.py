@@ -38,7 +38,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     stops: int = 16
     stop_letters: int = 256
     tools: int = 128
-    schema_bytes: int = 64 * KIB
     batch: int = 256
     """Texts of one embeddings or completions request."""
     queue: int = 256

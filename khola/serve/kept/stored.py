@@ -1,22 +1,19 @@
 """Files and batches that outlive the server: one SQLite file, every row with its owner.
 
-File     `KHOLA_HOME/offline.sqlite3`, mode 0600, write-ahead log. What a method has returned from is on the disk.
+File     `KHOLA_HOME/offline.sqlite3`. What a method has returned from is on the disk.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from threading import RLock
 from typing import Any, final
 
 import msgspec
 
-from khola.errors import BadFiles, NotFound, TooLarge, TooMany
+from khola.errors import NotFound, TooLarge, TooMany
+from khola.serve.kept.database import Database
 
-VERSION = 1
 FILE_BYTES = 32 << 20
 OWNER_BYTES = 1 << 30
 OWNER_FILES = 1000
@@ -25,7 +22,8 @@ ENDS = ("completed", "failed", "cancelled")
 OWNER_BATCHES = 16
 """Of one owner that have not ended."""
 
-_TABLES = """
+MIGRATIONS = (
+    """
 CREATE TABLE files (id TEXT PRIMARY KEY, owner TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL, bytes INTEGER NOT NULL,
     created_at INTEGER NOT NULL, expires_at INTEGER, content BLOB NOT NULL) STRICT;
 CREATE TABLE batches (id TEXT PRIMARY KEY, owner TEXT NOT NULL, tenant TEXT NOT NULL, ended INTEGER NOT NULL,
@@ -34,7 +32,9 @@ CREATE TABLE results (batch TEXT NOT NULL REFERENCES batches(id) ON DELETE CASCA
     line BLOB NOT NULL, PRIMARY KEY (batch, row)) STRICT, WITHOUT ROWID;
 CREATE INDEX files_of ON files(owner, created_at);
 CREATE INDEX batches_of ON batches(owner, created_at);
-"""
+""",
+)
+"""See `khola.serve.kept.database.Database`."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,33 +112,15 @@ class Stored:
     Args:
         path: of the file; it is made where there is none.
     Raises:
-        BadFiles: it is damaged, or a newer khola wrote it.
+        KholaError: as in `khola.serve.kept.database.Database`.
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = RLock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        try:
-            path.chmod(0o600)
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self._db.execute(f"PRAGMA {pragma}")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-        except sqlite3.DatabaseError as wrong:
-            self._db.close()
-            raise BadFiles(
-                "{file}: {reason}", hint="move the file away; khola makes a new one", file=path.name, reason=str(wrong)
-            ) from wrong
-        if version > VERSION:
-            self._db.close()
-            raise BadFiles("{file} was written by a newer khola", hint="update khola, or move the file away", file=path.name)
+        self._db = Database(path, MIGRATIONS)
 
     def close(self) -> None:
         """Let the file go."""
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def add_file(self, owner: str, file: File, content: bytes, *, bounded: bool = True) -> File:
         """Keep a file.
@@ -153,7 +135,7 @@ class Stored:
             raise TooLarge(
                 "{body} has {found} bytes or more; at most {limit} are read", body="the file", found=len(content), limit=FILE_BYTES
             )
-        with self._writing() as db:
+        with self._db.change() as db:
             db.execute("DELETE FROM files WHERE expires_at < ?", (file.created_at,))
             count, size = db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM files WHERE owner = ?", (owner,)).fetchone()
             if bounded and (count >= OWNER_FILES or size + len(content) > OWNER_BYTES):
@@ -187,7 +169,7 @@ class Stored:
 
     def remove_file(self, owner: str, key: str) -> None:
         """Delete a file; errors as in `file`."""
-        with self._writing() as db:
+        with self._db.change() as db:
             if not db.execute("DELETE FROM files WHERE id = ? AND owner = ?", (key, owner)).rowcount:
                 raise _no_such()
 
@@ -199,7 +181,7 @@ class Stored:
         Raises:
             TooMany: the owner has as many that have not ended as may be.
         """
-        with self._writing() as db:
+        with self._db.change() as db:
             (count,) = db.execute("SELECT count(*) FROM batches WHERE owner = ? AND ended = 0", (owner,)).fetchone()
             if count >= OWNER_BATCHES:
                 raise TooMany("{count} batches of yours have not ended", hint="wait for one, or cancel it", count=count)
@@ -231,7 +213,7 @@ class Stored:
         Args:
             only_from: change it only where this is its status.
         """
-        with self._writing() as db:
+        with self._db.change() as db:
             batch = self.batch(owner, key)
             if not batch.ended and batch.status == (only_from or batch.status):
                 if "request_counts" not in fields and fields.get("status") in ENDS:
@@ -242,7 +224,7 @@ class Stored:
 
     def add_result(self, batch: str, row: int, failed: bool, line: bytes) -> None:
         """Keep the result of a row, once."""
-        with self._writing() as db:
+        with self._db.change() as db:
             db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", (batch, row, failed, line))
 
     def rows_done(self, batch: str) -> set[int]:
@@ -256,7 +238,7 @@ class Stored:
 
     def forget_results(self, batch: str) -> None:
         """Drop the results of a batch whose files hold them now."""
-        with self._writing() as db:
+        with self._db.change() as db:
             db.execute("DELETE FROM results WHERE batch = ?", (batch,))
 
     def _counted(self, told: bytes) -> Batch:
@@ -268,21 +250,8 @@ class Stored:
         counts = Counts(total=batch.request_counts.total, completed=count - failed, failed=failed)
         return msgspec.structs.replace(batch, request_counts=counts)
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, whole or not at all."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
     def _all(self, query: str, *values: Any) -> Sequence[Any]:
-        with self._lock, closing(self._db.execute(query, values)) as found:
-            return found.fetchall()
+        return self._db.rows(query, values)
 
     def _one(self, query: str, *values: Any) -> Any:
         if rows := self._all(query, *values):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from khola.serve.history import Conversation, Kept
+from khola.serve.kept.history import Conversation, Kept
 
 FORMAT = "khola-conversation"
 VERSION = 1

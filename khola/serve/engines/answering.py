@@ -13,8 +13,8 @@ from khola.api.stream import Prepared, Reader
 from khola.chat.encode import prompt_ids
 from khola.engine.request import Event, Failed, Finished, Request, TokenInfo
 from khola.errors import UnknownOption
-from khola.serve import wire
 from khola.serve.backend import ChatJob, Cost, TextJob, Token
+from khola.serve.engines import wire
 from khola.tokens.tokenizer import Tokenizer
 
 

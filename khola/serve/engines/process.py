@@ -1,6 +1,6 @@
 """An engine process as the server sees it: started, asked, drained, and mourned when it dies.
 
-Everything here runs on one event loop, which is also the thread whose end would end the processes (`khola.serve.alone`).
+Everything here runs on one event loop, which is also the thread whose end would end the processes (`khola.serve.engines.alone`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, final
 
 from khola.errors import Cancelled, EngineDied, KholaError, NoRoom
-from khola.serve import wire
 from khola.serve.backend import ChatJob, Job, Piece
+from khola.serve.engines import wire
 from khola.settings import Settings, bare_environment
 
 BUFFER_BYTES = 1 << 20
@@ -302,7 +302,7 @@ class EngineProcess(asyncio.Protocol):
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "khola.serve.worker"],
+                    [sys.executable, "-P", "-m", "khola.serve.engines.worker"],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,

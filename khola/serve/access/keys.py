@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from khola.errors import BadJson, BadManifest, NotFound
+from khola.serve.access.quota import Quota
 
 KeyScope = Literal["infer", "admin", "train", "vote"]
 SCOPES: tuple[KeyScope, ...] = ("infer", "admin", "train", "vote")
@@ -44,6 +45,12 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     expires: int | None = None
     """Seconds since 1970; None never."""
     note: str = ""
+    quota: Quota | None = None
+    """What it may use."""
+
+    def over(self, now: float) -> bool:
+        """Whether it has expired."""
+        return self.expires is not None and self.expires <= now
 
 
 class Keys:
@@ -74,9 +81,9 @@ class Keys:
             self._stamp, self._keys = stamp, {key.id: key for key in found}
         return sorted(self._keys.values(), key=lambda key: key.created)
 
-    def new(self, scopes: Sequence[KeyScope], *, days: float | None = None, note: str = "") -> str:
+    def new(self, scopes: Sequence[KeyScope], *, days: float | None = None, note: str = "", quota: Quota | None = None) -> str:
         """Make a key; the only time that it is told whole."""
-        key, shown = made(scopes, days=days, note=note)
+        key, shown = made(scopes, days=days, note=note, quota=quota)
         self._write([*self.all(), key])
         return shown
 
@@ -109,13 +116,13 @@ class Keys:
         self._stamp = None
 
 
-def made(scopes: Sequence[KeyScope], *, days: float | None = None, note: str = "") -> tuple[Key, str]:
+def made(scopes: Sequence[KeyScope], *, days: float | None = None, note: str = "", quota: Quota | None = None) -> tuple[Key, str]:
     """A new key: what is kept of it, and what its owner is told."""
     number = "".join(secrets.choice(_LETTERS) for _ in range(8))
     shown = f"kh_{number}_{secrets.token_urlsafe(32)}"
     now = int(time.time())
     expires = None if days is None else now + int(days * 86_400)
-    return Key(id=number, hash=_hash(shown), scopes=tuple(scopes), created=now, expires=expires, note=note), shown
+    return Key(id=number, hash=_hash(shown), scopes=tuple(scopes), created=now, expires=expires, note=note, quota=quota), shown
 
 
 def looks_like_one(shown: str) -> bool:
@@ -128,7 +135,7 @@ def matching(shown: str, keys: dict[str, Key], now: float) -> Key | None:
     shape = _SHAPE.fullmatch(shown)
     key = keys.get(shape[1]) if shape else None
     right = hmac.compare_digest(_hash(shown), key.hash if key is not None else "0" * 64)
-    return key if key is not None and right and (key.expires is None or now < key.expires) else None
+    return key if key is not None and right and not key.over(now) else None
 
 
 def _hash(shown: str) -> str:

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from khola.errors import BadFiles, BadHeader, BadJson, KholaError, Truncated, UnknownKey, UnsupportedFormat, WrongShape
-from khola.serve import characters
-from khola.serve.characters import SIGNATURE, character, chunks, plain_picture, read_json, read_png, write_json, write_png
+from khola.serve.characters import card as characters
+from khola.serve.characters.card import SIGNATURE, character, chunks, plain_picture, read_json, read_png, write_json, write_png
 
 V2: dict[str, Any] = {
     "spec": "chara_card_v2",

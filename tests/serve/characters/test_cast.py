@@ -9,9 +9,11 @@ from typing import Any, cast
 
 from khola.chat.message import Message
 from khola.serve.backend import Backend, ChatJob, ModelState, Piece
-from khola.serve.cast import Scene, forgotten, lore, messages_of, prompt
-from khola.serve.characters import Character, character
-from khola.serve.history import Draft, History, Kept, Persona
+from khola.serve.characters.card import Character, character
+from khola.serve.characters.cast import Scene, lore, messages_of, prompt
+from khola.serve.characters.memory import forgotten
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.history import Draft, History, Kept, Persona
 
 BOOK = {
     "scan_depth": 2,
@@ -30,7 +32,7 @@ BOOK = {
 class Words:
     """A backend whose tokens are words; it writes down what it is asked and answers with a short text."""
 
-    def __init__(self, context: int, answer: str = "they spoke of rivers") -> None:
+    def __init__(self, context: int, answer: str = "word of n0") -> None:
         self.context, self.answer = context, answer
         self.jobs: list[ChatJob] = []
 
@@ -112,14 +114,15 @@ def test_a_plain_conversation_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def ask(history: History, backend: Words, key: str, leaf: str) -> tuple[list[Message], int]:
-    return asyncio.run(prompt(history, cast(Backend, backend), "", key, leaf, model="m", who=None))
+    lazy = Lazy(Path("h"), lambda _: history)
+    return asyncio.run(prompt(lazy, cast(Backend, backend), "", key, leaf, model="m", who=None))
 
 
 def test_what_does_not_fit_is_summarised_once_and_remembered(tmp_path: Path) -> None:
     history, backend = History(tmp_path / "h"), Words(context=100)
     key, path = kept(history, 7)
     messages, covered = ask(history, backend, key, path[-1].id)
-    assert covered == 4 and len(backend.jobs) == 1 and "they spoke of rivers" in messages[0].content
+    assert covered == 4 and len(backend.jobs) == 1 and "word of n0" in messages[0].content
     assert [message.content for message in messages[1:]] == [message.content for message in path[4:]]
     assert "n0" in backend.jobs[0].messages[0].content and "n5" not in backend.jobs[0].messages[0].content
     assert ask(history, backend, key, path[-1].id) == (messages, covered) and len(backend.jobs) == 1
@@ -132,11 +135,12 @@ def test_a_short_conversation_is_not_summarised(tmp_path: Path) -> None:
     assert ask(history, backend, key, path[-1].id)[1] == 0 and not backend.jobs
 
 
-def test_a_model_that_writes_no_summary_loses_nothing(tmp_path: Path) -> None:
+def test_what_was_said_stands_for_a_summary_that_was_not_written(tmp_path: Path) -> None:
     history, backend = History(tmp_path / "h"), Words(context=100, answer=" ")
     key, path = kept(history, 9)
     messages, covered = ask(history, backend, key, path[-1].id)
-    assert covered == 0 and len(messages) == 9 and backend.jobs
+    assert covered == 6 and len(messages) == 4 and backend.jobs and "What happened before:\n" in messages[0].content
+    assert "n4" in messages[0].content or "word" in messages[0].content
 
 
 def test_a_long_past_is_summarised_in_pieces_that_fit(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from khola.errors import AskedWrong, KholaError
-from khola.serve import wire
-from khola.serve.alone import give_up
+from khola.serve.engines import wire
+from khola.serve.engines.alone import give_up
 from khola.settings import Settings
 
 if TYPE_CHECKING:
     from khola.api.model import Model
-    from khola.serve.dispatch import Link
+    from khola.serve.engines.dispatch import Link
 
 SERVED_ROWS = 64
 """Answers that are computed at once, unless others are asked for: 1.4 times the tokens of 16 where 64 clients ask at once."""
@@ -56,7 +56,7 @@ def opened(ask: wire.Ask, link: Link, *, network: bool) -> Model:
 
 
 def settings_from(sent: Mapping[str, Any]) -> Settings:
-    """Settings as `khola.serve.process` sends them."""
+    """Settings as `khola.serve.engines.process` sends them."""
     paths = {"home": Path(sent["home"]), "user_home": Path(sent["user_home"])}
     return Settings(**{**sent, **paths})
 
@@ -68,7 +68,7 @@ def _note(link: Link, text: str, facts: Mapping[str, Any]) -> None:
 def main() -> None:
     """Serve one model until standard input, which is a socket, ends."""
     network = give_up()
-    from khola.serve.dispatch import Link, Worker
+    from khola.serve.engines.dispatch import Link, Worker
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_S)

@@ -23,15 +23,15 @@ from khola.api.stream import Prepared
 from khola.engine.engine import typed
 from khola.engine.request import Event, Failed, Finished, Request
 from khola.errors import Busy, KholaError, OurFault
-from khola.serve import wire
-from khola.serve.answering import Answer, Embeddings, joined, prepared_chat, prepared_text, rendered
+from khola.serve.engines import wire
+from khola.serve.engines.answering import Answer, Embeddings, joined, prepared_chat, prepared_text, rendered
 
 PREPARING = 2
 """Threads that make requests ready, and as many for those that take long: with forms to compile, or long texts to cut into tokens."""
 LONG_BYTES = 1 << 16
 """Of a message whose texts take long."""
 MOST_PREPARING = 256
-"""Messages that may wait for them."""
+"""Messages that may wait for them; one of a tenant that has none there is taken all the same."""
 FAULT_EXIT = 70
 """Exit status after a fault of the thread that steps."""
 
@@ -78,7 +78,8 @@ class Worker:
         self._link = link
         self._model = model
         self._turn = threading.Lock()
-        self._preparing: set[int] = set()
+        self._preparing: dict[int, str] = {}
+        """Numbers of messages that are being read, with their tenants."""
         self._requests: dict[int, list[Request]] = {}
         self._members: dict[Request, Answer | Embeddings] = {}
         self._drain: int | None = None
@@ -114,10 +115,11 @@ class Worker:
             self._tell_if_drained()
         else:
             with self._turn:
-                full = len(self._preparing) >= MOST_PREPARING
+                tenant = tenant_of(ask)
+                full = len(self._preparing) >= MOST_PREPARING and (not tenant or tenant in self._preparing.values())
                 refused = full or self._drain is not None
                 if not refused:
-                    self._preparing.add(ask.number)
+                    self._preparing[ask.number] = tenant
             if refused:
                 self._link.send(wire.wrong(ask.number, _busy(full=full, most=MOST_PREPARING)))
             else:
@@ -133,7 +135,7 @@ class Worker:
             self._link.send(wire.wrong(ask.number, typed(error)))
         finally:
             with self._turn:
-                self._preparing.discard(ask.number)
+                self._preparing.pop(ask.number, None)
             self._tell_if_drained()
 
     def _do(self, ask: wire.Ask) -> None:
@@ -179,7 +181,7 @@ class Worker:
 
     def _cancel(self, number: int) -> None:
         with self._turn:
-            self._preparing.discard(number)
+            self._preparing.pop(number, None)
         self._forget(number)
         self._tell_if_drained()
 
@@ -260,6 +262,13 @@ class Worker:
         with self._turn:
             for request in self._requests.pop(number, []):
                 self._members.pop(request, None)
+
+
+def tenant_of(ask: wire.Ask) -> str:
+    """Whose message it is; empty where that plays no part."""
+    if isinstance(ask, wire.Chat | wire.Continue):
+        return ask.job.tenant
+    return ask.tenant if isinstance(ask, wire.Embed) else ""
 
 
 def compiles(ask: wire.Ask) -> bool:
