@@ -12,7 +12,7 @@ from khola.serve.operation import Caller
 
 
 class Admission:
-    """Counts requests that make a model work, from their first byte to the last of their answer."""
+    """Counts requests that make a model work, from the last byte of each to the last of its answer."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -22,9 +22,8 @@ class Admission:
         self.closed = False
         """Take on nothing more: the server is about to stop."""
 
-    @contextmanager
-    def place(self, caller: Caller) -> Iterator[None]:
-        """A place for one request.
+    def check(self, caller: Caller) -> None:
+        """Refuse at once what would find no place.
 
         Raises:
             TooMany: the caller, or all together, have as many as there may be.
@@ -36,6 +35,11 @@ class Admission:
             raise TooMany("{count} requests wait or run; more are not taken on", count=self.running, retry_after=2)
         if self._of[caller.name] >= self._limits.in_flight and caller.tenant:
             raise TooMany("{count} of your requests wait or run; more are not taken on", count=self._of[caller.name], retry_after=1)
+
+    @contextmanager
+    def place(self, caller: Caller) -> Iterator[None]:
+        """A place for one request; errors as in `check`."""
+        self.check(caller)
         self.running += 1
         self._of[caller.name] += 1
         try:

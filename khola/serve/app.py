@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from khola.errors import Cancelled, KholaError, NotFound, OurFault, WrongMethod
-from khola.serve.body import json_response
+from khola.serve.body import announced_bytes, json_response
 from khola.serve.dialects import Dialect, dialects
 from khola.serve.guard import Headers
 from khola.serve.line import Line
@@ -101,6 +101,10 @@ class App:
         if not operation.work:
             await self._run(exchange, operation)
             return
+        service.admission.check(caller)
+        # Whoever sends slowly must not hold a place meanwhile, or some hundreds of them would hold all.
+        if headers.body and announced_bytes(Request(scope)) <= service.limits.body_bytes:
+            await exchange.line.take_in(service.limits.body_bytes)
         with service.admission.place(caller):
             await self._run(exchange, operation)
 

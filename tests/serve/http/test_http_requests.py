@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from typing import Any
 import pytest
 
 import khola
+from khola.serve import body
 from khola.serve.app import App
 from khola.serve.guard import Guard
 from khola.serve.openapi import ERRORS, document
 from khola.serve.service import Service
+from khola.store.strict_json import load_json
 from tests.serve.http import made
 from tests.serve.http.ask import Answer, ask, asked, offered, service_of
 
@@ -220,6 +223,23 @@ def test_limits_of_a_body() -> None:
         service_of(), ("POST", "/parrot", fits, json_type), ("POST", "/parrot", fits + b" ", json_type), ("POST", "/parrot", b"{}", told)
     )
     assert (right.status, more.status, by_header.status) == (200, 413, 413)
+
+
+def test_long_bodies_are_parsed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P17: four megabytes of escapes take half of what a request may hold the loop for."""
+    beside: list[bool] = []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        beside.append(threading.current_thread() is not threading.main_thread())
+        return load_json(*given, **options)
+
+    monkeypatch.setattr(body, "load_json", noted)
+    lengths = (100, body.AT_ONCE_BYTES - 20, body.AT_ONCE_BYTES, 4_000_000)
+    answers = asked(service_of(), *(("POST", "/parrot", {"prompt": "a" * length}) for length in lengths))
+    assert [answer.status for answer in answers] == [200] * 4
+    assert beside == [False, False, True, True]
+    (wrong,) = asked(service_of(), ("POST", "/parrot", b"[" * body.AT_ONCE_BYTES * 2, {"content-type": "application/json"}))
+    assert (wrong.status, wrong.code()) == (400, "bad_request")
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
