@@ -11,6 +11,7 @@ import resource
 import socket
 import struct
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -155,20 +156,31 @@ async def elsewhere(work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
 
 
+class Seconds(io.TextIOBase):
+    """A log of which only the times of the answers are kept, by status: ten minutes of lines would be most of the memory."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, array[float]] = {200: array("d"), 429: array("d")}
+
+    def write(self, line: str) -> int:
+        told = json.loads(line)
+        if told["event"] == "request":
+            self.of[told["status"]].append(told["seconds"])
+        return len(line)
+
+
 def overload(seconds: float, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[float]]:
     """Ten times what is taken on; how long each refusal took in the server, and each answer, both in order."""
-    lines = io.StringIO()
+    heard = Seconds()
     limits = Limits(queue=16, connections=2000, deadline_s=30.0)
-    service = service_of(backend=Echo(delay_s=0.002), limits=limits, log=Log(lines))
+    service = service_of(backend=Echo(delay_s=0.002), limits=limits, log=Log(heard))
 
     async def client(port: int) -> None:
         counts = await elsewhere(crowd, port, seconds)
         assert set(counts) == {"whole", "refused"}, counts
 
     served(service, client, monkeypatch)
-    answers = [json.loads(line) for line in lines.getvalue().splitlines()]
-    by_status = [sorted(answer["seconds"] for answer in answers if answer.get("status") == status) for status in (429, 200)]
-    return by_status[0], by_status[1]
+    return sorted(heard.of[429]), sorted(heard.of[200])
 
 
 @pytest.mark.slow
@@ -179,10 +191,13 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)  # the alarm of the usual 300 s would go off within a request, which then is answered with a plain 500
 def test_too_much_is_refused_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """P18 at its nightly number, on a machine that does nothing else."""
     before = resident()
     refused, whole = overload(600.0, monkeypatch)
+    print(f"{len(refused)} refused, 99 % within {refused[int(len(refused) * 0.99)]:.3f} s; {len(whole)} answered within {whole[-1]:.1f} s")
+    print(f"memory {before >> 20} MB before, {resident() >> 20} MB after")
     assert refused[int(len(refused) * 0.99)] < 0.1
     assert whole[-1] < 30.0
     assert resident() < 2 * before
@@ -194,28 +209,29 @@ async def slow(port: int, kind: str, limits: Limits) -> str:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     opened.setblocking(False)
     loop = asyncio.get_running_loop()
+    begun = loop.time()  # before the server's own clock, as what was seen is behind it
     await loop.sock_connect(opened, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=opened, limit=1)
-    allowed = {"headers": limits.header_s, "body": limits.body_grace_s + 1, "reading": limits.reader_s}[kind]
-    begun = loop.time()
+    allowed = {"headers": limits.header_s, "body": limits.body_grace_s, "reading": limits.reader_s}[kind]
+    latest = loop.time() + allowed + SLACK_S
     try:
         if kind == "reading":
             writer.write(post(json.dumps({"prompt": ("é" * 20_000 + " ") * 90, "stream": True}, ensure_ascii=False).encode()))
-            await asyncio.sleep(allowed + SLACK_S)
+            await asyncio.sleep(allowed + 4 * SLACK_S)  # its time runs once what the system keeps for it is full
             seen = b""
             while part := await asyncio.wait_for(reader.read(65536), 60.0):
                 seen += part
             return "it was answered whole" if b"[DONE]" in seen else "let go"
         writer.write(GET[:10] if kind == "headers" else post(b"x" * 5000)[:-4900])
         ended = asyncio.ensure_future(reader.read())
-        while not ended.done() and loop.time() < begun + allowed + SLACK_S:
+        while not ended.done() and loop.time() < latest:
             writer.write(b"x")
             await asyncio.wait({ended}, timeout=1.0)
         took = loop.time() - begun
         if not ended.done():
             return f"it was kept for {took:.0f} s"
         await ended
-        return "let go" if took > allowed - 1.5 else f"it was let go after {took:.0f} s"
+        return "let go" if took > allowed - 0.1 else f"it was let go after {took:.0f} s"
     except ConnectionError:
         return "let go"
     finally:
