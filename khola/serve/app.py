@@ -15,7 +15,7 @@ from khola.errors import Cancelled, KholaError, NotFound, OurFault, WrongMethod
 from khola.serve.access.guard import Headers
 from khola.serve.access.quota import Account
 from khola.serve.dialects import Dialect, dialects
-from khola.serve.http.body import json_response
+from khola.serve.http.body import announced_bytes, json_response
 from khola.serve.http.line import Line
 from khola.serve.http.refusal import error_body, error_headers, quota_headers
 from khola.serve.operation import Operation
@@ -103,6 +103,10 @@ class App:
             await self._run(exchange, operation)
             return
         exchange.account = service.account(caller)
+        service.admission.check(caller)
+        # Whoever sends slowly must not hold a place meanwhile, or some hundreds of them would hold all.
+        if headers.body and announced_bytes(Request(scope)) <= service.limits.body_bytes:
+            await exchange.line.take_in(service.limits.body_bytes)
         with service.admission.place(caller):
             if exchange.account is not None:
                 exchange.account.request(service.clock())

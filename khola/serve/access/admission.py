@@ -12,7 +12,7 @@ from khola.serve.operation import Caller
 
 
 class Admission:
-    """Counts requests that make a model work, from their first byte to the last of their answer."""
+    """Counts requests that make a model work, from the last byte of each to the last of its answer."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -26,9 +26,8 @@ class Admission:
         """How many requests of a caller may wait or run."""
         return (caller.quota.at_once if caller.quota is not None else None) or self._limits.in_flight
 
-    @contextmanager
-    def place(self, caller: Caller) -> Iterator[None]:
-        """A place for one request.
+    def check(self, caller: Caller) -> None:
+        """Refuse at once what would find no place.
 
         Raises:
             TooMany: the caller, or all together, have as many as there may be.
@@ -40,6 +39,11 @@ class Admission:
             raise TooMany("{count} requests wait or run; more are not taken on", count=self.running, retry_after=2)
         if self._of[caller.name] >= self.most(caller) and caller.tenant:
             raise TooMany("{count} of your requests wait or run; more are not taken on", count=self._of[caller.name], retry_after=1)
+
+    @contextmanager
+    def place(self, caller: Caller) -> Iterator[None]:
+        """A place for one request; errors as in `check`."""
+        self.check(caller)
         self.running += 1
         self._of[caller.name] += 1
         try:

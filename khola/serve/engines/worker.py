@@ -48,6 +48,7 @@ def opened(ask: wire.Ask, link: Link, *, network: bool) -> Model:
         model = load(ask.name, settings=settings_from(ask.settings), tell=lambda text, **facts: _note(link, text, facts), **options)
     stats, weights = model.stats(), model.loaded.weight_bytes
     tokenizer = model.loaded.tokenizer
+    tokenizer.keep_nothing()  # callers must not learn each other's words from the time that theirs take
     begins = tokenizer.token(tokenizer.bos_id) if tokenizer.adds_bos and tokenizer.bos_id is not None else ""
     ends = tokenizer.token(min(tokenizer.end_ids)) if tokenizer.end_ids else ""
     memory_bytes = weights + stats.cache_bytes + KHOLA_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 from starlette.types import Message, Receive, Send
@@ -20,7 +21,7 @@ class Line:
         self._limits = limits
         self._begun = 0.0
         self._size = 0
-        self._kept: Message | None = None
+        self._kept: deque[Message] = deque()
         self._late = False
         self._whole = asyncio.Event()
         self._gone = asyncio.Event()
@@ -40,9 +41,8 @@ class Line:
             TooSlow: the body comes in more slowly than the limits say.
             Cancelled: the client hung up in the middle of the body.
         """
-        if self._kept is not None:
-            kept, self._kept = self._kept, None
-            return kept
+        if self._kept:
+            return self._kept.popleft()
         if self._whole.is_set():
             await self._gone.wait()
             return {"type": "http.disconnect"}
@@ -67,7 +67,18 @@ class Line:
 
     async def expect_nothing(self) -> None:
         """Take the end of a body that does not exist, so that it is seen when the client hangs up; it is still there to be read."""
-        self._kept = await self.receive()
+        self._kept.append(await self.receive())
+
+    async def take_in(self, most_bytes: int) -> None:
+        """Take the whole body in, or more of it than may be read; it is still there to be read.
+
+        Raises:
+            TooSlow, Cancelled: as in `receive`.
+        """
+        taken: list[Message] = []
+        while not self._whole.is_set() and self._size <= most_bytes:
+            taken.append(await self.receive())
+        self._kept.extend(taken)
 
     async def gone(self) -> None:
         """Return when the client hangs up; the body is left to whoever reads it."""
