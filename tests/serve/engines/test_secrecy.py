@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from khola.serve.access.guard import Guard
+from khola.serve.access.keys import Keys
 from khola.serve.app import app
-from khola.serve.guard import Guard
-from khola.serve.keys import Keys
 from khola.serve.service import Service
 from tests.areas import area
 from tests.needs import needs_library
