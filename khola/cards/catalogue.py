@@ -21,6 +21,8 @@ from khola.errors import BadConfig, UnknownModel, UnknownOption
 LICENCES = "licences.toml"
 CONFIG_DEPTH = 8
 """Longest chain of `config_of`; a longer one goes in a circle."""
+LIKELY = 0.7
+"""How much of a name must agree with another one for that to be offered."""
 
 Read = TypeVar("Read", Card, Licence)
 
@@ -74,7 +76,7 @@ def nearest_names(name: str, count: int = 3) -> tuple[str, ...]:
     """Names of the catalogue that a user may have meant, the likeliest first."""
     asked = re.sub("[:_ ]", "-", name.lower().rpartition("/")[2])[:64]
     scores = {known: _likeness(asked, known) for known in cards()}
-    likely = sorted((known for known in scores if scores[known] >= 0.7), key=lambda known: (-scores[known], len(known), known))
+    likely = sorted((known for known in scores if scores[known] >= LIKELY), key=lambda known: (-scores[known], len(known), known))
     return tuple(likely[:count])
 
 
@@ -82,9 +84,13 @@ def _likeness(asked: str, known: str) -> float:
     """0 to 1: how much of what was typed agrees with a name, or with the name's beginning."""
     if len(asked) >= 3 and asked in known:
         return 1.0
-    whole = difflib.SequenceMatcher(None, known, asked).ratio()
-    start = difflib.SequenceMatcher(None, known[: len(asked)], asked).ratio()
-    return max(whole, 0.95 * start)
+    return max(_ratio(known, asked), 0.95 * _ratio(known[: len(asked)], asked))
+
+
+def _ratio(known: str, asked: str) -> float:
+    """The ratio of difflib; 0 where a bound that costs a tenth of it says that it stays below `LIKELY`."""
+    matcher = difflib.SequenceMatcher(None, known, asked)
+    return matcher.ratio() if matcher.real_quick_ratio() >= LIKELY and matcher.quick_ratio() >= LIKELY else 0.0
 
 
 def config_of(card: Card) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from khola.cli.talk import Talk
 from khola.errors import Forbidden, UnknownOption
 
 if TYPE_CHECKING:
+    from khola.serve.access.guard import Auth, Guard
+    from khola.serve.access.limits import Limits
     from khola.serve.backend import Backend
-    from khola.serve.guard import Auth, Guard
-    from khola.serve.limits import Limits
     from khola.serve.log import Log
 
 HOST, PORT = "127.0.0.1", 11500
@@ -71,7 +71,7 @@ def serve(
         Forbidden: the address can be reached from elsewhere, and nobody would need a key.
         AskedWrong: the address cannot be listened on.
     """
-    from khola.serve.limits import Limits
+    from khola.serve.access.limits import Limits
     from khola.serve.run import listen, serve
     from khola.serve.service import Service
 
@@ -100,8 +100,8 @@ def _guard(
         Forbidden: the address can be reached from elsewhere, and nobody would need a key.
         UnknownOption: options that contradict each other.
     """
-    from khola.serve.guard import Guard
-    from khola.serve.keys import FILE, Keys
+    from khola.serve.access.guard import Guard
+    from khola.serve.access.keys import FILE, Keys
     from khola.serve.run import is_loopback
 
     if no_auth and key_file is not None:
@@ -143,10 +143,10 @@ def _backend(
         UnknownModel, NotPulled: a name leads to no files here.
     """
     if engine == "echo":
-        from khola.serve.echo import Echo
+        from khola.serve.engines.echo import Echo
 
         return Echo(offered=models or ["echo"])
-    from khola.serve.engines import Engines
+    from khola.serve.engines.pool import Engines
 
     return Engines(
         talk.settings,

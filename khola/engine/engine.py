@@ -212,7 +212,7 @@ class Engine:
                 raise AskedWrong("the model is closed", hint="load it again")
             if request in self._jobs:
                 raise AskedWrong("request {number} is on its way already", number=request.number)
-            self._scheduler.require_room(self._new)
+            self._scheduler.require_room(self._new, request.tenant)
             self._jobs[request] = job
             self._new += 1
             self._inbox.append((request, job))
@@ -231,7 +231,8 @@ class Engine:
         )
         seed = self._draw_seed() if sampling.seed is None else sampling.seed
         further = self.loaded.second_token and sampling.speculate is not False and not request.embedding and sampling.max_tokens != 0
-        sequence = Sequence(list(request.prompt), prefix.root(request.tenant, further), request.embedding or request.prompt_logprobs)
+        root, every_row = prefix.root(request.tenant, further), request.embedding or request.prompt_logprobs
+        sequence = Sequence(list(request.prompt), root, request.tenant, every_row)
         sequence.further = further
         if self.loaded.ops.tells_answers:
             sequence.prompt_answers = _marked(request)

@@ -1,27 +1,33 @@
 """Who computes how many tokens in the next step: the whole policy, without clocks, threads or arrays.
 
 1. Sequences that decode come first, one row each, oldest first. One that needs a page takes it from the youngest when none is free.
-2. What is left of the step's budget goes to prompts, oldest first, in chunks. The budget is smaller while others decode, so that their
-   tokens keep coming. Guesses at coming tokens fill up small steps, and never take a page from anybody.
-3. The oldest waiting sequence is admitted when all its pages are free and one more for everybody who runs. Nobody overtakes it.
+2. What is left of the step's budget goes to prompts, oldest first, in chunks. The budget is smaller while a few others decode, so that
+   their tokens keep coming. Guesses at coming tokens fill up small steps, and never take a page from anybody.
+3. The oldest waiting sequence is admitted when all its pages are free and one more for everybody who runs. Nobody overtakes it, but
+   those of tenants that run fewer: whoever floods the queue waits behind himself.
 
 A sequence that lost its pages waits in front and computes again what the cache forgot. All who run are older than all who wait, and the
 oldest always finds room, so everybody gets done: at most so many steps after it came as it and those who were there before it would take
-one after the other, each token of an answer a step and prompts in chunks of `mixed_tokens - max_rows + 1` tokens.
+one after the other, each token of an answer a step and prompts in chunks of `mixed_tokens - max_rows + 1` tokens. (Of several tenants,
+each for itself: a tenant has no more before it than its own, and in every round one of each other tenant.)
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 
 from khola.engine import prefix
 from khola.engine.pages import Pages, Tail
 from khola.engine.states import Held, States
 from khola.errors import Busy, NoMemory, UnknownOption
 from khola.ops.vocabulary import PAGE_TOKENS
+
+PROMPT_TOKENS = 4
+"""Tokens of prompts that take as long as one of an answer where many decode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +43,22 @@ class Limits:
     step_tokens: int = 256
     """Tokens that one step computes."""
     mixed_tokens: int = 128
-    """Tokens that one step computes while somebody decodes: less, so that the step is short."""
+    """Tokens that one step computes while somebody decodes, or more where many do: less, so that the step is short."""
     logit_rows: int = 128
     """Rows of a step that may ask for logits besides those that decode (scoring): bounds the memory of [rows, vocabulary]."""
     guess_rows: int = 32
     """Rows of a step that decode and check guesses, together: as many as the native kernels multiply in one reading of the weights."""
     max_waiting: int = 256
     """Sequences that may wait."""
+
+    def beside(self, decoding: int) -> int:
+        """Tokens that a step computes while so many decode, theirs included.
+
+        A token of an answer takes as long as four of a prompt, since its inputs are rounded otherwise. So a step of many answers is
+        long whatever comes with it, and prompts may make it twice as long; for prompts the weights are unpacked once a step, however
+        few these are.
+        """
+        return min(self.step_tokens, max(self.mixed_tokens, (1 + PROMPT_TOKENS) * decoding)) if decoding else self.step_tokens
 
     def __post_init__(self) -> None:
         """Check that every step can make progress."""
@@ -65,6 +80,8 @@ class Sequence:
     """Prompt and answer so far."""
     root: bytes = b""
     """Where its chain of digests starts; see `khola.engine.prefix`."""
+    tenant: str = ""
+    """Whose turn it is: tenants share rows and steps fairly."""
     every_row: bool = False
     """Every prompt token must be computed and seen (scores, embeddings), so nothing is taken from the cache."""
     known: int = 0
@@ -133,16 +150,17 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.preemptions = 0
 
-    def require_room(self, announced: int = 0) -> None:
+    def require_room(self, announced: int = 0, tenant: str = "") -> None:
         """Refuse another sequence while the queue is full; who was let in once is never refused, though it lose its pages and wait again.
 
         Args:
+            tenant: whose it is; one of whom nobody waits is let in though others fill the queue.
             announced: sequences that were let in and will be added soon.
         Raises:
             Busy: too many are waiting already.
         """
         waiting = len(self.waiting) + announced
-        if waiting >= self.limits.max_waiting:
+        if waiting >= self.limits.max_waiting and (announced or not tenant or any(s.tenant == tenant for s in self.waiting)):
             raise Busy("{waiting} requests are waiting, and no more may", hint="try again in a moment", waiting=waiting)
 
     def add(self, sequence: Sequence) -> None:
@@ -185,7 +203,7 @@ class Scheduler:
         """How many tokens each sequence computes in the next step; admits and preempts on the way."""
         plan = {s: 1 for s in self._decoding() if self._grow(s)}
         decoding = list(plan)
-        budget = (self.limits.mixed_tokens if plan else self.limits.step_tokens) - len(plan)
+        budget = self.limits.beside(len(plan)) - len(plan)
         seen = self.limits.logit_rows
         for sequence in self._prefilling(plan):
             self._reuse(sequence)
@@ -252,11 +270,29 @@ class Scheduler:
                 yield sequence
 
     def _prefilling(self, plan: dict[Sequence, int]) -> Iterator[Sequence]:
-        """Those who run and lack more, oldest first, then those who can be admitted."""
-        yield from [s for s in self.running if s not in plan]
-        while self.waiting and len(self.running) < self.limits.max_rows and self._admit(self.waiting[0]):
-            self.running.append(self.waiting.popleft())
+        """Those who run and lack more, the oldest of every tenant first, then those who can be admitted; a tenant's first is in at once."""
+        while self._admit_next(first=True):
+            pass
+        turns: Counter[str] = Counter()
+        order: list[tuple[int, Sequence]] = []
+        for sequence in self.running:
+            order.append((turns[sequence.tenant], sequence))
+            turns[sequence.tenant] += 1
+        yield from [sequence for _, sequence in sorted(order, key=itemgetter(0)) if sequence not in plan]
+        while self._admit_next():
             yield self.running[-1]
+
+    def _admit_next(self, *, first: bool = False) -> bool:
+        """Admit the one whose turn it is: who lost its pages, else the oldest of the tenant that runs the fewest; with `first`, if none."""
+        if not self.waiting or len(self.running) >= self.limits.max_rows:
+            return False
+        runs = Counter(sequence.tenant for sequence in self.running)
+        chosen = self.waiting[0] if self.waiting[0].preempted else min(self.waiting, key=lambda sequence: runs[sequence.tenant])
+        if (first and runs[chosen.tenant]) or not self._admit(chosen):
+            return False
+        self.waiting.remove(chosen)
+        self.running.append(chosen)
+        return True
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make room for one more token, at the cost of the youngest; False when the sequence itself had to go."""

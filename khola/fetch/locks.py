@@ -18,6 +18,8 @@ from khola.errors import Busy
 from khola.fetch.disk import writing
 
 POLL_S = 0.1
+TRIES = 1000
+"""How often a folder that comes and goes is made again."""
 
 
 @contextmanager
@@ -64,14 +66,16 @@ def _taken(path: Path) -> int | None:
 
 
 def _opened_and_locked(path: Path) -> int | None:
-    while True:
+    for left in reversed(range(TRIES)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:
+            if not left:
+                raise  # no file can be made in this folder
             continue  # the folder went with its last file between the two calls
         except FileExistsError:
-            if _is_other_than_folder(path.parent):
+            if not left or _is_other_than_folder(path.parent):
                 raise
             continue  # the folder was there for `mkdir` and gone when it looked again
         if not _try_lock(handle):
@@ -82,6 +86,7 @@ def _opened_and_locked(path: Path) -> int | None:
             os.write(handle, str(os.getpid()).encode())
             return handle
         os.close(handle)
+    return None
 
 
 def _is_other_than_folder(path: Path) -> bool:

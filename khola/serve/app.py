@@ -12,13 +12,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from khola.errors import Cancelled, KholaError, NotFound, OurFault, WrongMethod
-from khola.serve.body import json_response
+from khola.serve.access.guard import Headers
+from khola.serve.access.quota import Account
 from khola.serve.dialects import Dialect, dialects
-from khola.serve.guard import Headers
-from khola.serve.line import Line
+from khola.serve.http.body import announced_bytes, json_response
+from khola.serve.http.line import Line
+from khola.serve.http.refusal import error_body, error_headers, quota_headers
 from khola.serve.operation import Operation
 from khola.serve.paths import Paths
-from khola.serve.refusal import error_body, error_headers
 from khola.serve.service import Service
 
 LEFT = 499
@@ -101,7 +102,14 @@ class App:
         if not operation.work:
             await self._run(exchange, operation)
             return
+        exchange.account = service.account(caller)
+        service.admission.check(caller)
+        # Whoever sends slowly must not hold a place meanwhile, or some hundreds of them would hold all.
+        if headers.body and announced_bytes(Request(scope)) <= service.limits.body_bytes:
+            await exchange.line.take_in(service.limits.body_bytes)
         with service.admission.place(caller):
+            if exchange.account is not None:
+                exchange.account.request(service.clock())
             await self._run(exchange, operation)
 
     async def _run(self, exchange: _Exchange, operation: Operation) -> None:
@@ -134,6 +142,7 @@ class _Exchange:
         self.address = str(scope["client"][0]) if scope.get("client") else ""
         self.operation: Operation | None = None
         self.caller: str | None = None
+        self.account: Account | None = None
         self.cross: list[tuple[bytes, bytes]] = []
         self.code: str | None = None
         """Of the error that was answered."""
@@ -149,7 +158,8 @@ class _Exchange:
             number = self.number.encode()
             own = [(b"x-request-id", number), (b"request-id", number), (b"cross-origin-resource-policy", policy)]
             end = [] if self.line.whole else [(b"connection", b"close")]
-            message["headers"] = [*message.get("headers", ()), *own, *SAFE, *page, *self.cross, *end]
+            left = () if self.account is None else quota_headers(self.account.levels(self._service.clock()), self._service.clock())
+            message["headers"] = [*message.get("headers", ()), *own, *left, *SAFE, *page, *self.cross, *end]
         await self.line.send(message)
 
     def note(self, wrong: BaseException | None) -> None:

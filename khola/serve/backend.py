@@ -1,8 +1,8 @@
 """The seam between HTTP and models: what dialects ask, and what they get.
 
 Dialects translate bodies into `ChatJob` and `TextJob`, and `Piece`s into what their clients expect. A `Backend` answers: engine processes
-(`khola.serve.engines`), or the deterministic stand-in that clients are tested with (`khola.serve.echo`). Everything here is plain data that
-crosses a socket as MessagePack.
+(`khola.serve.engines.pool`), or the deterministic stand-in that clients are tested with (`khola.serve.engines.echo`). Everything here is
+plain data that crosses a socket as MessagePack.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from khola.serve.access.quota import Quota
+
 Scope = Literal["open", "infer", "admin"]
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -23,6 +25,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[str]
     tenant: str = ""
     """Whose cache may be shared; see `khola.serve.backend.ChatJob.tenant`."""
+    quota: Quota | None = None
+    """What the key may use; None without bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)

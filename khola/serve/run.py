@@ -15,7 +15,7 @@ import uvicorn
 
 from khola.errors import AskedWrong
 from khola.serve.app import app
-from khola.serve.connection import connections
+from khola.serve.http.connection import connections
 from khola.serve.log import Log, places
 from khola.serve.service import Service
 
@@ -139,7 +139,7 @@ async def serve(service: Service, sockets: Sequence[socket.socket], *, ready: Ca
         if cut:
             await asyncio.wait(cut)
         await service.tapes.close()
-        await service.offline.close()
+        await service.close()
         await service.backend.close(0.0 if running.cancelled() else limits.drain_s)
     service.log.line("stopped", cut=len(cut))
     if not running.cancelled():

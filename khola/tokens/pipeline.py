@@ -18,6 +18,8 @@ from khola.tokens.tables import Added, Spelling, Tables, check_merges_exist
 
 Json = dict[str, Any]
 
+KEPT_WORDS = 10_000
+"""Words of texts that a merging model remembers with their tokens, so that it need not merge them again; the library's own choice."""
 MAX_CUTS = 1 << 14
 """Places where added tokens could be cut, up to which trying all of them is quicker than going through all merges."""
 
@@ -29,6 +31,7 @@ class Pipelines:
         self._tables = tables
         self._shared = not _mergeable_added(tables)
         self._models: dict[bool, BPE] = {}
+        self._kept = KEPT_WORDS
         self._made: dict[tuple[bool, bool], Library] = {}
         self.get(control=False, first=True)
 
@@ -44,6 +47,12 @@ class Pipelines:
             self._made[key] = self._make(*key)
         return self._made[key]
 
+    def keep_nothing(self) -> None:
+        """Forget the words of texts, and remember none from now on."""
+        self._kept = 0
+        for model in self._models.values():
+            model._resize_cache(0)
+
     def _make(self, control: bool, first: bool) -> Library:
         tables = self._tables
         normalizer, pre_tokenizer = tables.normalizer, tables.pre_tokenizer
@@ -58,7 +67,7 @@ class Pipelines:
     def _model(self, control: bool) -> BPE:
         key = control or self._shared
         if key not in self._models:
-            self._models[key] = _model(self._tables, with_added=key)
+            self._models[key] = _model(self._tables, self._kept, with_added=key)
         return self._models[key]
 
 
@@ -71,7 +80,7 @@ def _frame(normalizer: Json | None, pre_tokenizer: Json | None, file: str) -> Li
         raise BadTokenizer("{file}: the pipeline cannot be built: {reason}", file=file, reason=str(error)[:200]) from None
 
 
-def _model(tables: Tables, *, with_added: bool) -> BPE:
+def _model(tables: Tables, kept: int, *, with_added: bool) -> BPE:
     """The merging model, with added tokens as unreachable entries or without them."""
     vocab, merges, unknown = tables.vocab, tables.merges, tables.unknown
     if not with_added:
@@ -83,6 +92,7 @@ def _model(tables: Tables, *, with_added: bool) -> BPE:
         return BPE(
             vocab,
             merges,
+            cache_capacity=kept,
             unk_token=unknown,
             fuse_unk=tables.fuse_unknown,
             byte_fallback=tables.byte_fallback,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from khola.serve.access.guard import Guard
+from khola.serve.access.keys import Keys
 from khola.serve.app import app
-from khola.serve.echo import Echo
-from khola.serve.guard import Guard
-from khola.serve.keys import Keys
+from khola.serve.engines.echo import Echo
 from khola.serve.run import listen
 from khola.serve.service import Service
 from khola.settings import Settings

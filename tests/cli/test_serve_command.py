@@ -36,3 +36,13 @@ def test_keys_are_made_listed_and_revoked(khola_says: Command) -> None:
     assert khola_says("key", "revoke", listed["id"]).code == 0
     assert khola_says("key", "revoke", listed["id"]).code == 2
     assert "expected one of" in khola_says("key", "new", "--scope", "all").err
+
+
+def test_limits_of_a_key_are_kept_and_listed(khola_says: Command) -> None:
+    khola_says("key", "new", "--requests-per-minute", "60", "--tokens-per-minute", "20000", "--tokens-per-day", "90000", "--at-once", "4")
+    khola_says("key", "new")
+    one, two = sorted(json.loads(khola_says("key", "list", "--json").out), key=lambda key: not key["limits"])
+    assert one["limits"] == {"requests_minute": 60, "tokens_minute": 20_000, "tokens_day": 90_000, "at_once": 4} and two["limits"] == {}
+    told = " ".join(khola_says("key", "list").out.split())
+    assert "60" in told and "20000" in told
+    assert khola_says("key", "new", "--at-once", "0").code == 2

@@ -45,9 +45,9 @@ class World:
         self.guessed_right = 0
 
     def submit(self, tokens: list[int], answer: int, tenant: str, every_row: bool = False) -> Sequence | None:
-        sequence = Sequence(list(tokens), prefix.root(tenant), every_row)
+        sequence = Sequence(list(tokens), prefix.root(tenant), tenant, every_row)
         try:
-            self.scheduler.require_room()
+            self.scheduler.require_room(tenant=tenant)
         except Busy:
             assert len(self.scheduler.waiting) >= self.limits.max_waiting
             return None
@@ -122,7 +122,7 @@ class World:
         assert bool(plan) == bool(self.wanted), "somebody waits, and nothing is computed"
         assert len(scheduler.running) <= limits.max_rows
         assert sum(plan.values()) <= limits.step_tokens
-        assert not decoding or sum(plan.values()) <= limits.mixed_tokens
+        assert not decoding or sum(plan.values()) <= max(limits.mixed_tokens, 5 * len(decoding))
         assert sum(rows for s, rows in plan.items() if s.every_row) <= limits.logit_rows + len(decoding)
         assert set(plan) <= set(scheduler.running)
         assert all(0 < rows <= s.pending + (len(s.drafts) if s in decoding else 0) for s, rows in plan.items())
@@ -151,8 +151,9 @@ class World:
                 assert held[sequence.pages[sequence.known // PAGE_TOKENS]] == 1, "a page that is being written is shared"
         self.check_states()
         order = list(self.wanted)
-        ages = [order.index(s) for s in [*scheduler.running, *scheduler.waiting]]
-        assert ages == sorted(ages), "somebody overtook"
+        for tenant in TENANTS:
+            ages = [order.index(s) for s in [*scheduler.running, *scheduler.waiting] if self.tenant[s] == tenant]
+            assert ages == sorted(ages), "somebody overtook"
 
     def check_states(self) -> None:
         if self.states is None:
@@ -292,6 +293,18 @@ def test_prompts_are_cut_smaller_while_others_decode() -> None:
     assert late in plan
 
 
+@pytest.mark.parametrize(("decoding", "tokens"), [(1, 128), (16, 128), (40, 200), (64, 256)])
+def test_prompts_beside_many_answers_make_a_step_at_most_twice_as_long(decoding: int, tokens: int) -> None:
+    world = World(256, Limits(max_rows=65, step_tokens=256, mixed_tokens=128))
+    for number in range(decoding):
+        world.submit([number], 50, "a")
+    world.step()
+    late = world.submit([2] * 500, 1, "a")
+    plan = world.scheduler.plan()
+    assert late is not None
+    assert (len(plan), sum(plan.values()), plan[late]) == (decoding + 1, tokens, tokens - decoding)
+
+
 def test_nobody_overtakes_a_long_prompt_that_waits_for_pages() -> None:
     world = World(8, Limits())
     world.submit([1] * 100, 30, "a")
@@ -388,6 +401,39 @@ def test_a_next_turn_goes_on_in_the_middle_of_a_page() -> None:
     assert turn is not None
     assert stranger is not None
     assert (turn.found, stranger.found) == (45, 0)
+
+
+@pytest.mark.parametrize("pages", [1000, 40])
+def test_a_tenant_that_floods_waits_behind_itself(pages: int) -> None:
+    world = World(pages, Limits(max_rows=4, step_tokens=64, mixed_tokens=32, max_waiting=50))
+    for number in range(50):
+        world.submit([number % 3] * 200, 20, "a")
+    for _ in range(12):
+        world.step()
+    other = world.submit([1] * 60, 5, "b")
+    assert other is not None, "the queue is full of others, and this tenant has nobody there"
+    while other not in world.scheduler.running:
+        world.step()
+    ahead = 50 - sum(tenant == "a" for tenant in world.tenant.values())
+    steps = 0
+    while other in world.wanted:
+        world.step()
+        steps += 1
+    # One prompt of the other tenant may stand before it: 200 tokens, in steps of at least 29; then its own 60, and its answer.
+    assert ahead <= 4 and steps <= 200 // 29 + 1 + 60 // 29 + 1 + 5
+    assert sum(tenant == "a" for tenant in world.tenant.values()) >= 42
+    world.drain()
+
+
+def test_a_full_queue_refuses_who_waits_there_already() -> None:
+    world = World(100, Limits(max_rows=1, max_waiting=3))
+    for number in range(3):
+        assert world.submit([number], 5, "a") is not None
+    assert world.submit([7], 5, "a") is None
+    assert world.submit([8], 5, "b") is not None and world.submit([9], 5, "b") is None
+    with pytest.raises(Busy):
+        world.scheduler.require_room()
+    world.drain()
 
 
 def test_digests_depend_on_every_token_before_and_on_the_tenant() -> None:

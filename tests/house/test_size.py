@@ -13,7 +13,7 @@ FUNCTION_LINES = 80
 # Lines of Python in a room; a budget is raised in a commit of its own, which says why.
 BUDGETS = {
     "models": 6500, "evals": 4200, "train": 6800, "engine": 3800, "nn": 2000, "ops": 4000, "store": 3700, "fetch": 3000,
-    "native": 1350, "serve": 11500, "cli": 5050, "chat": 3600, "tokens": 1600, "data": 1800, "lineage": 1500, "api": 2600,
+    "native": 1350, "serve": 11750, "cli": 5050, "chat": 3600, "tokens": 1700, "data": 1800, "lineage": 1500, "api": 2600,
     "loader": 1850,
 }  # fmt: skip
 OTHER_BUDGET = 900

@@ -20,15 +20,15 @@ def letters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-def tiny_gguf(path: Path, seed: int = 0, kind: str = "Q8_0") -> Path:
-    """Write a model; another seed is another model of the same size."""
+def tiny_gguf(path: Path, seed: int = 0, kind: str = "Q8_0", layers: int = LAYERS) -> Path:
+    """Write a model; another seed is another model of the same size, more layers one that takes longer."""
     rng = np.random.default_rng(seed)
     tokens = [*letters(), "<|end|>"]
     metadata: dict[str, Any] = {
         "general.architecture": "llama",
         "llama.context_length": 512,
         "llama.embedding_length": HIDDEN,
-        "llama.block_count": LAYERS,
+        "llama.block_count": layers,
         "llama.feed_forward_length": INNER,
         "llama.attention.head_count": HEADS,
         "llama.attention.head_count_kv": KEY_HEADS,
@@ -44,7 +44,7 @@ def tiny_gguf(path: Path, seed: int = 0, kind: str = "Q8_0") -> Path:
     metadata["tokenizer.ggml.tokens"] = [*tokens, "ab"]
     metadata["tokenizer.ggml.token_type"] = np.array([1] * 256 + [3, 1], np.int32)
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (258, HIDDEN), "output_norm.weight": (HIDDEN,)}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         here = f"blk.{layer}."
         shapes |= {f"{here}{norm}.weight": (HIDDEN,) for norm in ("attn_norm", "ffn_norm")}
         shapes |= {f"{here}attn_q.weight": (HEADS * SIZE, HIDDEN), f"{here}attn_output.weight": (HIDDEN, HEADS * SIZE)}

@@ -168,6 +168,15 @@ def test_a_row_does_not_depend_on_the_others(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*FORMS, *JOINED])
+def test_rows_of_many_answers_are_those_of_a_few(name: str, isa: str) -> None:
+    """Several blocks of sixteen share a reading of the weights; the last may have any number of rows."""
+    packed, x = form(name, 96, 512), inputs(83, 512)
+    alone = np.concatenate([product(isa, packed, x[first : first + FEW]) for first in range(0, 83, FEW)])
+    for rows in (17, 20, 21, 32, 36, 48, 49, 53, 64, 65, 68, 83):
+        np.testing.assert_array_equal(product(isa, packed, x[:rows], answers=np.ones(rows)), alone[:rows], err_msg=f"{rows} rows")
+
+
+@pytest.mark.parametrize("name", [*FORMS, *JOINED])
 def test_rows_of_answers_and_of_prompts_do_not_see_each_other(name: str, isa: str) -> None:
     """Any number of both, in any order: each row has the bits that it has alone, and its kind decides which."""
     packed, x = form(name, 96, 512), inputs(75, 512)

@@ -77,9 +77,6 @@ struct TileUnit {
 // From five rows on the matrix unit multiplies the codes: below, the vector unit keeps up with memory.
 constexpr int kVectorRows = 4;
 
-// Blocks of int8 rows that share the unpacking of codes.
-constexpr int kFewBlocks = 2;
-
 // The codes of a tile as bytes [16 quads][16 outputs][4], less the code that means zero: signed unless the form has minima. `less` gives what
 // the lowest six bits of a byte mean.
 template <int Bits, bool HasMin>
@@ -189,7 +186,7 @@ template <int Bits, int Group, bool HasMin, int Rows>
   }
 }
 
-// One block of rows, or two that share the unpacking of codes.
+// Blocks of rows that share the unpacking of codes.
 struct FewBlocks {
   int count;
   Operand rows[kFewBlocks];
@@ -312,7 +309,7 @@ void few_tiles16(const kh_weight& w, const Operand& a, int pair0, int pair1, con
   _tile_release();
 }
 
-// One block of rows, or two whose second is too high for the vector unit.
+// One block of rows, or several whose last is too high for the vector unit.
 void few_blocks(const kh_weight& w, const Operand& a, int pair0, int pair1, const Epilogue& end, Scratch& scratch) {
   FewBuffers buffers;
   if (w.bits == 16) return few_tiles16(w, a, pair0, pair1, end, buffers);
@@ -335,18 +332,26 @@ void few_blocks(const kh_weight& w, const Operand& a, int pair0, int pair1, cons
   _tile_release();
 }
 
-// Strip pairs that one block of rows works on before the other does.
+// Strip pairs that one block of rows works on before another does.
 constexpr int kTurn = 8;
 
+// All rows but those of the last block, or these alone, if `last`.
+inline Operand cut(const Operand& a, int blocks, bool last) {
+  if (last) return a.block(blocks - 1);
+  Operand first = a;
+  first.rows = (blocks - 1) * kFewRows;
+  return first;
+}
+
 void few_amx(const kh_weight& w, const Operand& a, int pair0, int pair1, const Epilogue& end, Scratch& scratch) {
-  const int second = a.rows - kFewRows;
-  if (second > kVectorRows && w.bits != 16) return few_blocks(w, a, pair0, pair1, end, scratch);
-  if (second <= 0) return (w.bits != 16 && a.rows <= kVectorRows ? few : few_blocks)(w, a, pair0, pair1, end, scratch);
+  const int blocks = (a.rows + kFewRows - 1) / kFewRows, last = a.rows - (blocks - 1) * kFewRows;
+  if (w.bits != 16 && last > kVectorRows) return few_blocks(w, a, pair0, pair1, end, scratch);
+  if (blocks == 1) return (w.bits != 16 ? few : few_blocks)(w, a, pair0, pair1, end, scratch);
   Epilogue other = end;
-  other.rows += kFewRows;
+  other.rows += (blocks - 1) * kFewRows;
   for (int pair = pair0; pair < pair1; pair += kTurn) {
-    few_amx(w, a.block(0), pair, std::min(pair + kTurn, pair1), end, scratch);
-    few_amx(w, a.block(1), pair, std::min(pair + kTurn, pair1), other, scratch);
+    few_amx(w, cut(a, blocks, false), pair, std::min(pair + kTurn, pair1), end, scratch);
+    few_amx(w, cut(a, blocks, true), pair, std::min(pair + kTurn, pair1), other, scratch);
   }
 }
 

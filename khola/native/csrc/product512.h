@@ -92,9 +92,12 @@ struct Cut {
   size_t sums_bytes() const { return static_cast<size_t>(rows) * kStrip * sizeof(float) * kPairs; }
 };
 
+// Blocks of int8 rows that the matrix unit multiplies in one reading of the weights.
+constexpr int kFewBlocks = 4;
+
 inline size_t many_scratch(int k_pad, int rows) {
   // Fewer rows have a deeper panel, so that neither end of the range is the larger one in both.
-  return std::max(Cut(k_pad, 1).panel_bytes() + Cut(k_pad, rows).sums_bytes(), 2 * starts_bytes(k_pad) + 32768);
+  return std::max(Cut(k_pad, 1).panel_bytes() + Cut(k_pad, rows).sums_bytes(), kFewBlocks * starts_bytes(k_pad) + 32768);
 }
 
 inline void finish_block(const Epilogue& end, const float* c, int row0, int rows, int pair) {

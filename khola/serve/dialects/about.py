@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from khola.serve import refusal
-from khola.serve.body import encoded, json_response
+from khola.serve.http import refusal
+from khola.serve.http.body import encoded, json_response
 from khola.serve.metrics import KIND
 from khola.serve.openapi import document
 from khola.serve.operation import Operation

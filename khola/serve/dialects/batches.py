@@ -1,4 +1,4 @@
-"""OpenAI's batches: rows of a file that are answered while nobody waits for anything else; see `khola.serve.offline`."""
+"""OpenAI's batches: rows of a file that are answered while nobody waits for anything else; see `khola.serve.kept.offline`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from khola.serve.body import json_response, meant, read_json
 from khola.serve.dialects import anthropic
 from khola.serve.dialects.files import page
 from khola.serve.dialects.openai.errors import error_body
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.kept.stored import Batch, Stored
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
-from khola.serve.stored import Batch, Stored
 
 __all__ = ["PREFIXES", "error_body", "operations"]
 PREFIXES = ("/v1/batches",)

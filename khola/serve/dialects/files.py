@@ -10,12 +10,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.errors import AskedWrong, UnknownOption
-from khola.serve.body import json_response, read_bytes
 from khola.serve.dialects.openai.errors import error_body
-from khola.serve.multipart import Part, parts
+from khola.serve.http.body import json_response, read_bytes
+from khola.serve.http.multipart import Part, parts
+from khola.serve.kept.stored import FILE_BYTES, File, Stored
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
-from khola.serve.stored import FILE_BYTES, File, Stored
 
 __all__ = ["PREFIXES", "error_body", "operations"]
 PREFIXES = ("/v1/files",)

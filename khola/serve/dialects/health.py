@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from khola import __version__
-from khola.serve import refusal
-from khola.serve.body import json_response
+from khola.serve.http import refusal
+from khola.serve.http.body import json_response
 from khola.serve.operation import Operation
 from khola.serve.service import Service
 

@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from khola.errors import KholaError
-from khola.serve import refusal
 from khola.serve.backend import ModelState, State
-from khola.serve.body import json_response, meant, read_json
+from khola.serve.http import refusal
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.http.sse import Event, Events, event_response
 from khola.serve.operation import Operation
 from khola.serve.service import Service
-from khola.serve.sse import Event, Events, event_response
 
 PREFIXES = ("/models",)
 error_body = refusal.error_body

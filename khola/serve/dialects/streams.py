@@ -1,4 +1,4 @@
-"""Streams that are picked up again after a lost connection; see `khola.serve.resume`."""
+"""Streams that are picked up again after a lost connection; see `khola.serve.http.resume`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.errors import AskedWrong, NotFound
-from khola.serve import refusal
-from khola.serve.body import json_response, meant, read_json
+from khola.serve.http import refusal
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.http.resume import Tape
 from khola.serve.operation import Operation, caller
-from khola.serve.resume import Tape
 from khola.serve.service import Service
 
 PREFIXES = ("/v1/stream",)

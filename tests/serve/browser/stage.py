@@ -18,10 +18,10 @@ from xss import PAYLOADS
 from khola.chat.message import ToolCall
 from khola.errors import Busy
 from khola.fetch.progress import Progress
+from khola.serve.access.guard import Guard
 from khola.serve.backend import ChatJob, Cost, Job, ModelState, Piece
 from khola.serve.dialects.page import catalogue
-from khola.serve.echo import Echo
-from khola.serve.guard import Guard
+from khola.serve.engines.echo import Echo
 from khola.serve.pulls import Fetch
 from khola.serve.run import listen, serve
 from khola.serve.service import Service

@@ -12,7 +12,7 @@ import pytest
 from test_chat_in_chromium import COMPOSER, answered, say
 from xss import PAYLOADS
 
-from khola.serve.characters import character, read_png, write_png
+from khola.serve.characters.card import character, read_png, write_png
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from khola.api import Model, load
 from khola.serve.backend import Piece, Pieces, TextJob
-from khola.serve.engines import Engines
+from khola.serve.engines.pool import Engines
 from khola.settings import Settings
-from tests.loader.tiny_gguf import tiny_gguf
+from tests.loader.tiny_gguf import LAYERS, tiny_gguf
 
 CONTEXT = 512
 """Of the tiny models."""
@@ -23,15 +23,15 @@ def settings_of(folder: Path) -> Settings:
     return Settings(home=folder / "khola", user_home=folder, offline=True, threads=1)
 
 
-def tiny_models(folder: Path, *names: str) -> list[str]:
+def tiny_models(folder: Path, *names: str, layers: int = LAYERS) -> list[str]:
     """Files of models of different weights; their paths."""
-    return [str(tiny_gguf(folder / f"{name}.gguf", seed=FOUR.index(name))) for name in names]
+    return [str(tiny_gguf(folder / f"{name}.gguf", seed=FOUR.index(name), layers=layers)) for name in names]
 
 
 @asynccontextmanager
-async def engines_of(folder: Path, *names: str, **more: Any) -> AsyncIterator[Engines]:
+async def engines_of(folder: Path, *names: str, layers: int = LAYERS, **more: Any) -> AsyncIterator[Engines]:
     """Engines that offer tiny models; closed at the end."""
-    engines = Engines(settings_of(folder), tiny_models(folder, *(names or ("one",))), **more)
+    engines = Engines(settings_of(folder), tiny_models(folder, *(names or ("one",)), layers=layers), **more)
     try:
         yield engines
     finally:

@@ -15,10 +15,10 @@ from khola.api import Model
 from khola.chat.message import Message, Tool, ToolCall
 from khola.engine.request import TokenInfo
 from khola.errors import Busy, KholaError
-from khola.serve import dispatch, wire
-from khola.serve.answering import Spelling, joined
 from khola.serve.backend import ChatJob, Piece, TextJob
-from khola.serve.dispatch import Link, Worker
+from khola.serve.engines import dispatch, wire
+from khola.serve.engines.answering import Spelling, joined
+from khola.serve.engines.dispatch import Link, Worker
 from tests.api.test_api_model import ChatTokenizer, scripted
 from tests.engine.fakes import BEGIN, END, FakeRunner, fake_loaded, require_empty
 
@@ -192,7 +192,7 @@ def test_p21_out_of_memory_is_an_answer(ask: wire.Ask) -> None:
     ends = []
     # What is imported and compiled for the first request is there before memory runs short.
     for place in range(-1, 100):
-        asked._preparing.add(1)
+        asked._preparing[1] = ""
         if place >= 0:
             memory.set_nomemory(place, place + 1)
         try:

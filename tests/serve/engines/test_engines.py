@@ -16,9 +16,9 @@ import pytest
 
 from khola.chat.message import Message
 from khola.errors import BadFiles, Busy, Cancelled, EngineDied, KholaError, NoMemory, NoTemplate, NotPulled, UnknownModel, UnknownOption
-from khola.serve import process
 from khola.serve.backend import ChatJob
-from khola.serve.engines import Engines
+from khola.serve.engines import process
+from khola.serve.engines.pool import Engines
 from tests.loader.tiny_gguf import tiny_gguf
 from tests.needs import needs_library
 from tests.serve.engines.rig import direct, engines_of, going_on, read, settings_of, settled, text_of, tiny_models
@@ -285,7 +285,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from khola.serve.engines import Engines
+from khola.serve.engines.pool import Engines
 from tests.serve.engines.rig import settings_of
 
 async def main():

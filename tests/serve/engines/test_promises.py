@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -13,16 +14,16 @@ from statistics import quantiles
 
 import pytest
 
-from khola.errors import Cancelled, ContextOverflow, EngineDied, KholaError
+from khola.errors import Cancelled, ContextOverflow, EngineDied, KholaError, NoMemory
 from khola.serve.backend import Piece
-from khola.serve.engines import Engines
+from khola.serve.engines.pool import Engines
 from tests.needs import needs_library
 from tests.serve.engines.rig import CONTEXT, FOUR, direct, engines_of, going_on, read, settled, text_of
 
 pytestmark = needs_library
 
 
-def many(*few: int, soak: tuple[int, ...]) -> list[object]:
+def many(*few: object, soak: tuple[object, ...]) -> list[object]:
     """Sizes of a test: those of every run, and those of the longest runs."""
     return [few, pytest.param(*soak, marks=pytest.mark.soak)]
 
@@ -157,6 +158,47 @@ def test_p20_loading_and_unloading_under_traffic(tmp_path: Path, operations: int
             assert text_of(await read(await engines.start(going_on("a", 12), "four"))) == golden["four", "a"]
 
     asyncio.run(served())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rooms_mb",), many((4096, 200, 16), soak=((4096, 200, 16, 2048, 1024, 512, 256, 128, 96, 64, 32, 8, 1) * 4,)))
+def test_p21_out_of_addresses_is_an_answer(tmp_path: Path, rooms_mb: tuple[int, ...]) -> None:
+    """Texts of digits take the most memory to cut; the library that cuts them would end the process where there is none."""
+    refused: dict[int, int] = {}
+
+    async def ask(engines: Engines, kind: str, letters: int, room_mb: int) -> None:
+        text = "1" * letters
+        try:
+            if kind == "tokens":
+                assert len(await engines.tokens(text, "one")) == letters
+            elif kind == "embed":
+                await engines.embed([text], "one")
+            else:
+                await read(await engines.start(going_on(text, 10), "one"))
+        except ContextOverflow:
+            assert letters > CONTEXT
+        except NoMemory as error:
+            assert error.http_status == 503
+            refused[room_mb] = refused.get(room_mb, 0) + 1
+
+    async def served() -> None:
+        async with engines_of(tmp_path, options={"rows": 8, "cache_tokens": 4096}) as engines:
+            expected = text_of(await read(await engines.start(going_on("golden", 400), "one")))
+            pid = engines.process_id("one")
+            for room_mb in rooms_mb:
+                neighbours = [asyncio.create_task(read(await engines.start(going_on("golden", 400), "one"))) for _ in range(3)]
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+                resource.prlimit(pid, resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + (room_mb << 20), resource.RLIM_INFINITY))
+                for letters in (10, 10_000, 1_000_000):
+                    await asyncio.gather(*[ask(engines, kind, letters, room_mb) for kind in ("tokens", "start", "embed", "tokens")])
+                assert [text_of(pieces) for pieces in await asyncio.gather(*neighbours)] == [expected] * 3
+                assert engines.process_id("one") == pid
+                resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert text_of(await read(await engines.start(going_on("golden", 400), "one"))) == expected
+
+    asyncio.run(served())
+    # Nothing is refused where there is enough, the long texts where there is little, and everything where there is next to nothing.
+    assert [refused.get(room_mb, 0) / rooms_mb.count(room_mb) for room_mb in (4096, 200, 16)] == [0, 4, 12]
 
 
 @pytest.mark.slow

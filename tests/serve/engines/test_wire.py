@@ -18,10 +18,10 @@ from khola import errors
 from khola.api import Model
 from khola.chat.message import Message, Tool, ToolCall
 from khola.errors import AskedWrong, BadSchema, EngineDied, KholaError, OurFault
-from khola.serve import wire
 from khola.serve.backend import ChatJob, Cost, TextJob, Token
-from khola.serve.dispatch import Link, Worker
-from khola.serve.process import EngineProcess
+from khola.serve.engines import wire
+from khola.serve.engines.dispatch import Link, Worker
+from khola.serve.engines.process import EngineProcess
 from tests.engine.fakes import FakeRunner, fake_loaded
 from tests.serve.engines.test_answering import Special
 

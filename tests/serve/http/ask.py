@@ -16,15 +16,15 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from khola.errors import KholaError
-from khola.serve import refusal
 from khola.serve.app import App
 from khola.serve.backend import Piece, TextJob
-from khola.serve.body import json_response, meant, read_json
 from khola.serve.dialects import Dialect, dialects
-from khola.serve.echo import Echo
+from khola.serve.engines.echo import Echo
+from khola.serve.http import refusal
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.http.sse import Event, Events, event_response
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
-from khola.serve.sse import Event, Events, event_response
 from khola.settings import Settings
 
 JSON = {"content-type": "application/json"}

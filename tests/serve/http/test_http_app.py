@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from khola.serve.access.limits import Limits
 from khola.serve.app import App
-from khola.serve.echo import Echo
-from khola.serve.limits import Limits
+from khola.serve.engines.echo import Echo
 from khola.serve.log import Log
 from tests.serve.http.ask import Answer, ask, asked, offered, service_of
 
@@ -53,15 +53,15 @@ def test_an_error_before_the_first_event_has_its_status() -> None:
 
 
 def test_a_late_answer_says_so() -> None:
-    service = service_of(backend=Echo(delay_s=0.02), limits=Limits(deadline_s=0.05))
+    echo = Echo(delay_s=0.02)
+    service = service_of(backend=echo, limits=Limits(deadline_s=0.05))
     prompt = {"prompt": "one two three four five six seven eight nine ten"}
     whole, stream = asked(service, ("POST", "/parrot", prompt), ("POST", "/parrot", {**prompt, "stream": True}))
     assert (whole.status, whole.code()) == (504, "deadline_exceeded")
     assert stream.status == 200
     assert b"[DONE]" not in stream.body
     assert json.loads(stream.body.split(b"\n\n")[-2].removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
-    assert isinstance(service.backend, Echo)
-    assert not service.backend.running, "late answers hold nothing"
+    assert not echo.running, "late answers hold nothing"
 
 
 def test_a_silent_stream_says_that_it_lives() -> None:

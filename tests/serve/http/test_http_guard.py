@@ -16,11 +16,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.errors import BadManifest, NotFound
+from khola.serve.access.guard import Guard
+from khola.serve.access.keys import Failures, Keys
+from khola.serve.access.limits import Limits
 from khola.serve.app import App
 from khola.serve.dialects import Dialect
-from khola.serve.guard import Guard
-from khola.serve.keys import Failures, Keys
-from khola.serve.limits import Limits
 from khola.serve.operation import Operation
 from khola.serve.service import Service
 from tests.serve.http.ask import LOCAL, ask, asked, offered, service_of

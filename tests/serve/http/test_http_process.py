@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from khola.errors import AskedWrong
+from khola.serve.access.limits import Limits
 from khola.serve.app import App
-from khola.serve.echo import Echo
-from khola.serve.limits import Limits
+from khola.serve.engines.echo import Echo
 from khola.serve.run import Stop, is_loopback, listen, serve
 from khola.serve.service import Service
 from tests.serve.http.ask import offered, service_of
@@ -65,7 +65,7 @@ async def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
             writer.write(part)
             await writer.drain()
             await asyncio.sleep(pause_s)
-        return await asyncio.wait_for(reader.read(), 3.0)
+        return await asyncio.wait_for(reader.read(), 10.0)
     except ConnectionError:
         return b""
     finally:
@@ -97,6 +97,21 @@ def test_slow_and_broken_clients_are_let_go(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["two lengths"].startswith(b"HTTP/1.1 400 ")
     assert found["length and chunks"].startswith(b"HTTP/1.1 400 ")
     assert found["no http"].startswith(b"HTTP/1.1 400 ")
+
+
+def test_slow_bodies_hold_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P19: as many clients as there are places, who send next to nothing, leave all places to others."""
+    limits = Limits(queue=2, body_grace_s=1.0)
+
+    async def client(port: int) -> tuple[bytes, list[bytes]]:
+        slow = [asyncio.ensure_future(talk(port, post(b"x" * 1000)[:-990])) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        good = await talk(port, post(b'{"prompt":"hello"}', b"Connection: close\r\n"))
+        return good, await asyncio.gather(*slow)
+
+    good, slow = served(service_of(limits=limits), client, monkeypatch)
+    assert good.startswith(b"HTTP/1.1 200 "), good
+    assert [answer[:13] for answer in slow] == [b"HTTP/1.1 408 "] * 3
 
 
 def test_a_reader_that_stalls_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:

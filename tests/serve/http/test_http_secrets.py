@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from khola.serve.access.guard import Guard
+from khola.serve.access.keys import Keys
 from khola.serve.backend import Job
-from khola.serve.echo import Echo, EchoPieces
-from khola.serve.guard import Guard
-from khola.serve.keys import Keys
+from khola.serve.engines.echo import Echo, EchoPieces
 from khola.serve.log import Log, opened
 from khola.serve.metrics import Histogram, Metrics
 from khola.serve.run import gathered

@@ -12,7 +12,7 @@ import httpx2
 
 from khola.serve.app import app
 from khola.serve.backend import Cost, Job, Piece
-from khola.serve.echo import Echo
+from khola.serve.engines.echo import Echo
 from khola.serve.service import Service
 from khola.settings import Settings
 
@@ -70,7 +70,8 @@ class Client:
     def __init__(self, backend: Echo | None = None, home: Path = Path("none")) -> None:
         self.backend = backend or Echo()
         settings = Settings(home=home, user_home=Path("none"))
-        self.app = app(Service(backend=self.backend, settings=settings))
+        self.service = Service(backend=self.backend, settings=settings)
+        self.app = app(self.service)
         self._transport = httpx2.ASGITransport(self.app)
 
     def session(self) -> httpx2.AsyncClient:

@@ -14,9 +14,9 @@ from asking import COST, Client, Scripted, data_of, joined, user
 
 from khola.chat.message import ToolCall
 from khola.errors import NonFinite, TooMany
+from khola.serve.access.limits import Limits
 from khola.serve.backend import ChatJob, Piece, Token
 from khola.serve.dialects.openai import chat_body
-from khola.serve.limits import Limits
 
 CHAT = "/v1/chat/completions"
 ADD = {

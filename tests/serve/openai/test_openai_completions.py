@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from asking import COST, Client, Scripted
 
+from khola.serve.access.limits import Limits
 from khola.serve.backend import Piece, TextJob, Token
 from khola.serve.dialects.openai import completions
-from khola.serve.limits import Limits
 
 TEXT = "/v1/completions"
 

@@ -14,10 +14,10 @@ from asking import COST, Client, Scripted
 
 from khola.chat.message import ToolCall
 from khola.errors import NoMemory, NotFound
+from khola.serve.access.limits import Limits
 from khola.serve.backend import ChatJob, Piece, Token
 from khola.serve.dialects.openai.responses_body import asked, job_of
 from khola.serve.dialects.openai.responses_store import KEPT_S, ResponseStore
-from khola.serve.limits import Limits
 
 MAKE = "/v1/responses"
 PIECES = (
@@ -214,6 +214,7 @@ def test_what_was_being_made_when_the_server_ended_has_failed(tmp_path: Path) ->
         undone = {**json.loads(body), "status": "queued"}
         db.execute("UPDATE responses SET body = ?", (json.dumps(undone),))
         db.commit()
+    asyncio.run(client.service.close())
     told = Client(home=tmp_path).ask("GET", f"{MAKE}/{number}").json()
     assert (told["status"], told["error"]["code"]) == ("failed", "server_error")
 
@@ -245,6 +246,7 @@ def test_the_store_is_its_owners_alone(tmp_path: Path) -> None:
             await store.before("you", "r2", 9)
         assert (tmp_path / "a" / "kept.sqlite").stat().st_mode & 0o777 == 0o600
         now += KEPT_S + 1
+        await store.database.close()
         await ResponseStore(tmp_path / "a" / "kept.sqlite", lambda: now).put("me", body("r3"), [])
         unmade = ResponseStore(tmp_path / "b" / "kept.sqlite", lambda: now)
         with pytest.raises(NotFound):

@@ -13,7 +13,7 @@ import httpx2
 from khola.errors import KholaError
 from khola.serve.app import app
 from khola.serve.backend import Job, Piece
-from khola.serve.echo import Echo
+from khola.serve.engines.echo import Echo
 from khola.serve.service import Service
 from khola.settings import Settings
 from tests.serve.others.pieces import Given

@@ -13,13 +13,13 @@ import httpx2
 import pytest
 
 from khola.errors import AskedWrong, KholaError, NoRoom
-from khola.serve import offline, stored
-from khola.serve.echo import Echo
-from khola.serve.guard import Guard
-from khola.serve.keys import Keys
-from khola.serve.multipart import parts
+from khola.serve.access.guard import Guard
+from khola.serve.access.keys import Keys
+from khola.serve.engines.echo import Echo
+from khola.serve.http.multipart import parts
+from khola.serve.kept import offline, stored
+from khola.serve.kept.stored import Stored
 from khola.serve.service import Service
-from khola.serve.stored import Stored
 from khola.settings import Settings
 from tests.serve.others.server import client, service
 
@@ -50,7 +50,7 @@ async def server(served: Service, key: str = "") -> AsyncIterator[httpx2.AsyncCl
         if key:
             http.headers["authorization"] = f"Bearer {key}"
         yield http
-    await served.offline.close()
+    await served.close()
 
 
 async def upload(http: httpx2.AsyncClient, content: bytes, **fields: str) -> httpx2.Response:

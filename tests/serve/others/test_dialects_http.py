@@ -181,7 +181,7 @@ def test_models_are_listed_and_shown() -> None:
 
 
 def test_what_a_card_tells() -> None:
-    from khola.serve.echo import Echo
+    from khola.serve.engines.echo import Echo
 
     shown = ask(service(Echo(offered=["qwen3-0.6b"])), "/api/show", {"model": "qwen3-0.6b"}).json()
     assert shown["capabilities"] == ["completion", "tools", "thinking"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from khola.errors import AskedWrong, NotFound, TooMany
-from khola.serve import resume
-from khola.serve.echo import Echo
-from khola.serve.resume import Player, Tapes
+from khola.serve.engines.echo import Echo
+from khola.serve.http import resume
+from khola.serve.http.resume import Player, Tapes
 from tests.serve.others.server import ask, client, service
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "এক দুই তিন চার পাঁচ"}]}

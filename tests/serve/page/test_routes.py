@@ -14,13 +14,13 @@ import pytest
 
 from khola.errors import Cancelled, NoSource
 from khola.fetch.progress import Progress
+from khola.serve.access.guard import Guard
+from khola.serve.access.keys import Keys
 from khola.serve.app import app
-from khola.serve.characters import character as card_of
-from khola.serve.characters import plain_picture, read_png, write_png
+from khola.serve.characters.card import character as card_of
+from khola.serve.characters.card import plain_picture, read_png, write_png
 from khola.serve.dialects.page.persons import samples
-from khola.serve.echo import Echo
-from khola.serve.guard import Guard
-from khola.serve.keys import Keys
+from khola.serve.engines.echo import Echo
 from khola.serve.pulls import Pulls
 from khola.serve.service import Service
 from khola.settings import Settings

@@ -15,7 +15,7 @@ import pytest
 
 from khola.serve.app import app
 from khola.serve.dialects.page.static import page_files
-from khola.serve.echo import Echo
+from khola.serve.engines.echo import Echo
 from khola.serve.service import Service
 from khola.settings import Settings
 

@@ -11,12 +11,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from khola.serve.body import json_response, read_json
 from khola.serve.dialects.anthropic.asked import Asked, Body, asked
 from khola.serve.dialects.anthropic.told import Telling, error_body, error_events
+from khola.serve.http.body import json_response, read_json
+from khola.serve.http.sse import Events, event_response
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
-from khola.serve.sse import Events, event_response
 
 __all__ = ["PREFIXES", "error_body", "operations"]
 

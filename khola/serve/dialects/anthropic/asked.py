@@ -13,7 +13,7 @@ import msgspec
 from khola.chat.message import Message, Tool, ToolCall
 from khola.errors import AskedWrong, WrongModality
 from khola.serve.backend import ChatJob
-from khola.serve.body import meant
+from khola.serve.http.body import meant
 
 Mark = dict[str, Any] | None
 """`cache_control`: khola keeps every prompt's pages by itself, so a mark is taken and has no effect."""

@@ -17,8 +17,8 @@ import msgspec
 from khola.chat.message import ToolCall
 from khola.errors import Cancelled, KholaError
 from khola.serve.backend import Cost, Piece
-from khola.serve.refusal import message_of
-from khola.serve.sse import Event
+from khola.serve.http.refusal import message_of
+from khola.serve.http.sse import Event
 
 ERROR_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",

@@ -17,13 +17,13 @@ from starlette.types import ASGIApp
 from khola import __version__
 from khola.errors import ContextOverflow, Forbidden
 from khola.serve.backend import ChatJob, Job
-from khola.serve.body import json_response, meant, read_json
 from khola.serve.dialects.ollama import asked, library
 from khola.serve.dialects.ollama.asked import Asked, ChatBody, EmbedBody, EmbeddingsBody, GenerateBody
 from khola.serve.dialects.ollama.told import NANOSECONDS, Telling, error_body, error_events
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.http.sse import Event, Events, event_response
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
-from khola.serve.sse import Event, Events, event_response
 
 __all__ = ["PREFIXES", "error_body", "operations"]
 

@@ -13,7 +13,7 @@ import msgspec
 from khola.chat.message import Message, Tool, ToolCall
 from khola.errors import AskedWrong, UnknownOption, WrongModality
 from khola.serve.backend import ChatJob, Job, TextJob
-from khola.serve.body import meant
+from khola.serve.http.body import meant
 
 KeepAlive = str | int | float | None
 """Seconds, or a duration like "5m"; 0 unloads the model behind the answer, everything else is the server's own business."""

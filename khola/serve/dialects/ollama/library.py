@@ -8,16 +8,17 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from khola.errors import Cancelled, KholaError, OurFault, UnknownModel
+from khola.errors import Cancelled, Forbidden, KholaError, OurFault, UnknownModel
 from khola.serve.backend import ModelState
 from khola.serve.dialects.ollama.told import moment
+from khola.serve.http.sse import Event
 from khola.serve.service import Service
-from khola.serve.sse import Event
 
 if TYPE_CHECKING:
     from khola.cards.card import Card
     from khola.fetch.library import Entry
     from khola.fetch.progress import Progress
+    from khola.settings import Settings
 
 WAITING = 256
 """Lines of a pull that may wait for a reader; a look at a transfer is out of date when the next one comes, so more are dropped."""
@@ -135,11 +136,32 @@ def _entries(service: Service) -> dict[str, Entry]:
     return {entry.name: entry for entry in listed(service.settings)}
 
 
+def check_source(name: str, settings: Settings) -> None:
+    """Take from a client the name of a model, or its place on a hub.
+
+    A path would tell whether there is such a file, an address whether somebody answers there: neither is looked at for a client.
+
+    Raises:
+        AskedWrong: this is no source.
+        UnknownModel: no card and no model on this disk is called so.
+        Forbidden: it is an address.
+    """
+    from khola.cards.catalogue import card
+    from khola.fetch.library import Library
+    from khola.fetch.sources import PathSource, UrlSource, parse_source
+
+    source = parse_source(name)
+    if isinstance(source, UrlSource):
+        raise Forbidden("khola asks no address for a client", hint="on the server's machine: `khola pull {source}`", source=name[:200])
+    if isinstance(source, PathSource) and Library(settings).find(name.lower()) is None:
+        card(name)
+
+
 async def pull_lines(service: Service, name: str) -> AsyncGenerator[Event, None]:
     """Bring a model to this disk, and tell how far it is; a reader that leaves ends the pull, and the next one goes on from there.
 
     Raises:
-        KholaError: of `khola.api.library.pull`.
+        KholaError: of `khola.api.library.pull` and `check_source`.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[dict[str, Any] | KholaError | None] = asyncio.Queue()
@@ -161,6 +183,7 @@ async def pull_lines(service: Service, name: str) -> AsyncGenerator[Event, None]
         from khola.api.library import pull
 
         try:
+            check_source(called(name), service.settings)
             pull(called(name), settings=service.settings, progress=heard)
             put({"status": "success"})
             put(None)

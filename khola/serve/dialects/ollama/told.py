@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from khola.errors import Cancelled, KholaError
 from khola.serve.backend import Cost, Piece, Token
-from khola.serve.refusal import message_of
-from khola.serve.sse import Event
+from khola.serve.http.refusal import message_of
+from khola.serve.http.sse import Event
 
 NANOSECONDS = 1_000_000_000
 

@@ -15,10 +15,10 @@ import msgspec
 from khola.chat.conversation import conversation
 from khola.chat.message import Message, Tool
 from khola.errors import AskedWrong, BadSchema, UnknownOption
+from khola.serve.access.limits import Limits
 from khola.serve.backend import ChatJob
-from khola.serve.body import meant
 from khola.serve.dialects.openai.fields import Count, SamplingFields, at_most, kept, seeded
-from khola.serve.limits import Limits
+from khola.serve.http.body import meant
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 THOUGHT_TOKENS: dict[str, int | None] = {

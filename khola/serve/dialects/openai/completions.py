@@ -13,14 +13,14 @@ from typing import Annotated, Any
 import msgspec
 
 from khola.errors import AskedWrong
+from khola.serve.access.limits import Limits
 from khola.serve.backend import Cost, Piece, TextJob
-from khola.serve.body import meant
 from khola.serve.dialects.openai.answers import usage
 from khola.serve.dialects.openai.chat import Head
 from khola.serve.dialects.openai.chat_body import FormatBody, form_of
 from khola.serve.dialects.openai.fields import Choices, Count, SamplingFields, at_most, kept, seeded
 from khola.serve.dialects.openai.logprobs import TextLogprobs
-from khola.serve.limits import Limits
+from khola.serve.http.body import meant
 
 KIND = "text_completion"
 DEFAULT_TOKENS = 16

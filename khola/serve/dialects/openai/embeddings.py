@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from khola.errors import UnknownOption
-from khola.serve.body import meant
+from khola.serve.access.limits import Limits
 from khola.serve.dialects.openai.completions import Prompt, prompts_of
 from khola.serve.dialects.openai.fields import kept
-from khola.serve.limits import Limits
+from khola.serve.http.body import meant
 
 
 class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

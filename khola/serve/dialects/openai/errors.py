@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from khola.errors import ContextOverflow, KholaError
-from khola.serve import refusal
-from khola.serve.sse import Event
+from khola.serve.http import refusal
+from khola.serve.http.sse import Event
 
 CODES = {
     "bad_request": "invalid_value", "unknown_option": "unsupported_parameter", "model_not_pulled": "model_not_found",

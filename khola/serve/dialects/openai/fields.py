@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from khola.errors import AskedWrong, UnknownOption
-from khola.serve.limits import Limits
+from khola.serve.access.limits import Limits
 
 HARMLESS = frozenset((
     "user", "safety_identifier",  # who asks, for the provider's own statistics

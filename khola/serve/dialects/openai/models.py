@@ -12,7 +12,7 @@ import msgspec
 
 from khola.errors import AskedWrong
 from khola.serve.backend import ModelState
-from khola.serve.body import meant
+from khola.serve.http.body import meant
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

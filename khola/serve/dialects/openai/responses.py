@@ -12,12 +12,12 @@ import msgspec
 
 from khola.chat.message import ToolCall
 from khola.errors import KholaError, NoRoom
-from khola.serve import refusal
 from khola.serve.backend import Cost, Piece, Token
 from khola.serve.dialects.openai.chat import arguments_of
 from khola.serve.dialects.openai.logprobs import ContentTokens, output_logprobs
 from khola.serve.dialects.openai.responses_body import Asked
-from khola.serve.sse import Event
+from khola.serve.http import refusal
+from khola.serve.http.sse import Event
 
 Item = dict[str, Any]
 

@@ -13,11 +13,11 @@ import msgspec
 
 from khola.chat.message import Message
 from khola.errors import AskedWrong, UnknownOption, WrongModality
+from khola.serve.access.limits import Limits
 from khola.serve.backend import ChatJob
-from khola.serve.body import meant
 from khola.serve.dialects.openai.chat_body import Effort, FormatBody, FunctionBody, choice_of, form_of, messages_of, thinking_of, tools_of
 from khola.serve.dialects.openai.fields import HARMLESS, LEAST_TOP_P, Count, StreamOptions, Temperature, TopP, at_most, kept
-from khola.serve.limits import Limits
+from khola.serve.http.body import meant
 
 Items = list[dict[str, Any]]
 

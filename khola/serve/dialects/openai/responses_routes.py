@@ -11,17 +11,17 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from khola.errors import AskedWrong, Busy, KholaError, OurFault, TooMany, UnknownOption
-from khola.serve import refusal
 from khola.serve.backend import ChatJob, Piece
-from khola.serve.body import json_response, read_json
 from khola.serve.dialects.openai.answers import merged, running
 from khola.serve.dialects.openai.responses import Response
 from khola.serve.dialects.openai.responses_body import Asked, Items, ResponseBody, asked, job_of, page_of, with_ids
 from khola.serve.dialects.openai.responses_store import UNDONE, ResponseStore
 from khola.serve.dialects.openai.routes import headed, named_schema, only_model, told
+from khola.serve.http import refusal
+from khola.serve.http.body import json_response, read_json
+from khola.serve.http.sse import Event, event_response
 from khola.serve.operation import Handler, Method, Operation, caller, request_id
 from khola.serve.service import Service
-from khola.serve.sse import Event, event_response
 
 FILE = "responses.sqlite"
 PATH = "/v1/responses/{number}"
@@ -38,6 +38,7 @@ class ResponsesRoutes:
         self._service = service
         self._backend = service.backend
         self._store = ResponseStore(service.settings.home / FILE, service.clock)
+        service.stores.append(self._store.database)
         self._behind: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """Responses that are made in the background, by their ids, with their owners."""
 
@@ -146,7 +147,7 @@ class ResponsesRoutes:
         """Begin a response that is asked for later, and give what it is now."""
         owner, number = caller(request).name, request_id(request)
         mine = sum(one == owner for one, _ in self._behind.values())
-        if mine >= self._service.limits.in_flight:
+        if mine >= self._service.admission.most(caller(request)):
             raise TooMany("{found} responses are being made in the background; at most {limit} may", found=mine, limit=mine)
         await self._keep(owner, found, response)
 

@@ -5,18 +5,15 @@ A row holds the items that were new in its request, and points to the response t
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from khola.errors import AskedWrong, NotFound
+from khola.serve.kept.database import Database, Lazy
 
 T = TypeVar("T")
 PARAM = "response_id"
@@ -25,12 +22,13 @@ UNDONE = ("queued", "in_progress")
 """States of a response that is being made."""
 KEPT_S = 30 * 86_400
 """How long a response is kept, as OpenAI keeps it."""
-WAIT_S = 5.0
-"""For another process that writes."""
-_TABLE = """
-CREATE TABLE IF NOT EXISTS responses (
-  id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL, previous TEXT, items BLOB NOT NULL, body BLOB NOT NULL
-) WITHOUT ROWID"""
+MIGRATIONS = (
+    """
+    CREATE TABLE IF NOT EXISTS responses (
+      id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL, previous TEXT, items BLOB NOT NULL, body BLOB NOT NULL
+    ) WITHOUT ROWID""",
+)
+"""See `khola.serve.kept.database.Database`; before there were versions the table was there already."""
 
 
 class ResponseStore:
@@ -42,17 +40,19 @@ class ResponseStore:
     """
 
     def __init__(self, file: Path, clock: Callable[[], float]) -> None:
-        self._file = file
         self._clock = clock
-        self._made = False
-        self._lock = threading.Lock()
+        self.database = Lazy(file, self._open)
 
     async def put(self, owner: str, body: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
         """Keep a response, or what has become of it."""
         encode = msgspec.json.encode
         row = (body["id"], owner, body["created_at"], body["previous_response_id"], encode(list(items)), encode(body))
-        await asyncio.to_thread(self._make)
-        await self._run(lambda db: db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row), body["id"])
+
+        def put(database: Database) -> None:
+            with database.change() as db:
+                db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
+
+        await self.database.ask(put)
 
     async def get(self, owner: str, number: str) -> dict[str, Any]:
         """A response.
@@ -109,27 +109,20 @@ class ResponseStore:
         return [] if number is None else await self._run(follow, number, "previous_response_id")
 
     async def _run(self, work: Callable[[sqlite3.Connection], T], number: str, param: str = PARAM) -> T:
-        def run() -> T:
-            with self._lock:
-                if not self._file.exists():
-                    raise _missing(number, param)
-                with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as db, db:
-                    return work(db)
+        def run(database: Database) -> T:
+            with database.change() as db:
+                return work(db)
 
-        return await asyncio.to_thread(run)
+        if not self.database.there:
+            raise _missing(number, param)
+        return await self.database.ask(run)
 
-    def _make(self) -> None:
-        """The file, once; readable by its owner alone, and without what is too old."""
-        with self._lock:
-            if self._made:
-                return
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
-            with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as db, db:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute(_TABLE)
-                db.execute("DELETE FROM responses WHERE created < ?", (self._clock() - KEPT_S,))
-            self._made = True
+    def _open(self, file: Path) -> Database:
+        """The file, without what is too old."""
+        database = Database(file, MIGRATIONS)
+        with database.change() as db:
+            db.execute("DELETE FROM responses WHERE created < ?", (self._clock() - KEPT_S,))
+        return database
 
 
 def _row(db: sqlite3.Connection, owner: str, number: str, param: str) -> tuple[str | None, list[dict[str, Any]], dict[str, Any]]:

@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from khola.errors import AskedWrong, BadSchema, UnknownModel
-from khola.serve.body import json_response, read_json
 from khola.serve.dialects.openai import chat, chat_body, completions, embeddings, models
 from khola.serve.dialects.openai.answers import merged, running, whole
 from khola.serve.dialects.openai.errors import error_events
+from khola.serve.http.body import json_response, read_json
+from khola.serve.http.sse import Event, event_response
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
-from khola.serve.sse import Event, event_response
 
 DONE = Event("[DONE]")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from khola.errors import KholaError, OurFault
-from khola.serve import refusal
 from khola.serve.dialects.page import catalogue, conversations, figures, persons, static
-from khola.serve.dialects.page.kept import Kept
+from khola.serve.http import refusal
+from khola.serve.kept.history import History
 from khola.serve.operation import Operation
 from khola.serve.service import Service
 
@@ -30,7 +30,7 @@ def error_body(error: KholaError, request_id: str) -> dict[str, Any]:
 
 def operations(service: Service) -> list[Operation]:
     """The page's own addresses."""
-    kept = Kept(service)
+    kept = service.store("page.sqlite3", lambda path: History(path, service.clock))
     return [
         *static.operations(),
         *conversations.operations(service, kept),

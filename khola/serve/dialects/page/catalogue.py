@@ -16,12 +16,12 @@ from khola.cards.card import Licence, Parent
 from khola.errors import KholaError, NotFound
 from khola.lineage.licence import Verdict
 from khola.serve.backend import ModelState
-from khola.serve.body import json_response, meant, read_json
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.http.refusal import error_body
+from khola.serve.http.sse import Event, Events, event_response
 from khola.serve.operation import Operation
 from khola.serve.pulls import Pull, Pulls, fetcher
-from khola.serve.refusal import error_body
 from khola.serve.service import Service
-from khola.serve.sse import Event, Events, event_response
 
 LOOK_S = 0.25
 """Between two looks at running pulls."""

@@ -10,13 +10,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.errors import UnknownOption
-from khola.serve import cast
-from khola.serve.body import json_response, meant, read_json
-from khola.serve.characters import Character
-from khola.serve.dialects.page.kept import Kept
-from khola.serve.export import as_json, as_markdown
-from khola.serve.history import Change, Conversation, Draft, History
-from khola.serve.history import Kept as Message
+from khola.serve.characters import cast
+from khola.serve.characters.card import Character
+from khola.serve.http.body import json_response, meant, read_json
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.export import as_json, as_markdown
+from khola.serve.kept.history import Change, Conversation, Draft, History
+from khola.serve.kept.history import Kept as Message
 from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
 
@@ -65,47 +65,48 @@ class Removed(msgspec.Struct, frozen=True):
     removed: bool = True
 
 
-def operations(service: Service, kept: Kept) -> list[Operation]:
+def operations(service: Service, kept: Lazy[History]) -> list[Operation]:
     """The addresses of conversations; each sees its caller's own alone."""
 
     async def listed(request: Request) -> ASGIApp:
         search = request.query_params.get("search", "")[:200]
-        return json_response(service, await kept.ask(History.conversations, kept.owner(request), search))
+        return json_response(service, await kept.ask(History.conversations, caller(request).name, search))
 
     async def begin(request: Request) -> ASGIApp:
         asked = meant(await read_json(request, service), Begin)
-        return json_response(service, await kept.ask(_begin, kept.owner(request), asked))
+        return json_response(service, await kept.ask(_begin, caller(request).name, asked))
 
     async def one(request: Request) -> ASGIApp:
-        return json_response(service, await kept.ask(_whole, kept.owner(request), request.path_params["id"]))
+        return json_response(service, await kept.ask(_whole, caller(request).name, request.path_params["id"]))
 
     async def change(request: Request) -> ASGIApp:
         asked = meant(await read_json(request, service), Change)
-        return json_response(service, await kept.ask(History.change, kept.owner(request), request.path_params["id"], asked))
+        return json_response(service, await kept.ask(History.change, caller(request).name, request.path_params["id"], asked))
 
     async def remove(request: Request) -> ASGIApp:
-        await kept.ask(History.forget, kept.owner(request), request.path_params["id"])
+        await kept.ask(History.forget, caller(request).name, request.path_params["id"])
         return json_response(service, Removed())
 
     async def write(request: Request) -> ASGIApp:
         draft = meant(await read_json(request, service), Draft)
-        return json_response(service, await kept.ask(History.write, kept.owner(request), request.path_params["id"], draft))
+        return json_response(service, await kept.ask(History.write, caller(request).name, request.path_params["id"], draft))
 
     async def complete(request: Request) -> ASGIApp:
         draft, where = meant(await read_json(request, service), Draft), request.path_params
-        return json_response(service, await kept.ask(History.complete, kept.owner(request), where["id"], where["message"], draft))
+        return json_response(service, await kept.ask(History.complete, caller(request).name, where["id"], where["message"], draft))
 
     async def prompt(request: Request) -> ASGIApp:
         asked, key = meant(await read_json(request, service), Question), request.path_params["id"]
-        owner = kept.owner(request)
-        who = await kept.ask(_character_of, owner, key)
-        history, tenant = kept.history(), caller(request).tenant
-        messages, covered = await cast.prompt(history, service.backend, owner, key, asked.leaf, model=asked.model, who=who, tenant=tenant)
+        asks = caller(request)
+        who = await kept.ask(_character_of, asks.name, key)
+        messages, covered = await cast.prompt(
+            kept, service.backend, asks.name, key, asked.leaf, model=asked.model, who=who, tenant=asks.tenant
+        )
         turns = [{"role": message.role, "content": message.content} for message in messages]
         return json_response(service, Prompt(messages=turns, summarised=covered))
 
     async def export(request: Request) -> ASGIApp:
-        owner, key, form = kept.owner(request), request.path_params["id"], request.query_params.get("form", "json")
+        owner, key, form = caller(request).name, request.path_params["id"], request.query_params.get("form", "json")
         whole = await kept.ask(_whole, owner, key)
         if form == "json":
             return Response(as_json(whole.conversation, whole.messages), media_type="application/json", headers=FILE)

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from khola.serve.backend import ModelState
-from khola.serve.body import json_response
+from khola.serve.http.body import json_response
 from khola.serve.operation import Operation
 from khola.serve.service import Service
 

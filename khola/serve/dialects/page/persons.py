@@ -12,13 +12,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from khola.errors import NotFound, UnknownOption
-from khola.serve.body import json_response, meant, read_bytes, read_json
-from khola.serve.characters import LARGEST_PICTURE, SIGNATURE, Character, Version, character, read_png, write_json, write_png
-from khola.serve.characters import read_json as read_card
+from khola.serve.characters.card import LARGEST_PICTURE, SIGNATURE, Character, Version, character, read_png, write_json, write_png
+from khola.serve.characters.card import read_json as read_card
 from khola.serve.dialects.page.conversations import FILE, Removed
-from khola.serve.dialects.page.kept import Kept
-from khola.serve.history import History, Persona
-from khola.serve.operation import Operation
+from khola.serve.http.body import json_response, meant, read_bytes, read_json
+from khola.serve.kept.database import Lazy
+from khola.serve.kept.history import History, Persona
+from khola.serve.operation import Operation, caller
 from khola.serve.service import Service
 
 PATH = "/page/characters"
@@ -43,43 +43,43 @@ class Written(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     data: dict[str, Any]
 
 
-def operations(service: Service, kept: Kept) -> list[Operation]:
+def operations(service: Service, kept: Lazy[History]) -> list[Operation]:
     """The addresses of characters; each sees its caller's own alone."""
 
     async def listed(request: Request) -> ASGIApp:
-        return json_response(service, [_shown(row) for row in await kept.ask(_all, kept.owner(request))])
+        return json_response(service, [_shown(row) for row in await kept.ask(_all, caller(request).name)])
 
     async def take(request: Request) -> ASGIApp:
         raw = await read_bytes(request, LARGEST_PICTURE)
-        return json_response(service, await kept.ask(_take, kept.owner(request), raw))
+        return json_response(service, await kept.ask(_take, caller(request).name, raw))
 
     async def one(request: Request) -> ASGIApp:
-        return json_response(service, _shown(await kept.ask(History.character, kept.owner(request), request.path_params["id"])))
+        return json_response(service, _shown(await kept.ask(History.character, caller(request).name, request.path_params["id"])))
 
     async def write(request: Request) -> ASGIApp:
         who = character(meant(await read_json(request, service), Written).data)
-        return json_response(service, await kept.ask(_write, kept.owner(request), request.path_params["id"], who))
+        return json_response(service, await kept.ask(_write, caller(request).name, request.path_params["id"], who))
 
     async def remove(request: Request) -> ASGIApp:
-        await kept.ask(History.forget_character, kept.owner(request), request.path_params["id"])
+        await kept.ask(History.forget_character, caller(request).name, request.path_params["id"])
         return json_response(service, Removed())
 
     async def portrait(request: Request) -> ASGIApp:
-        row = await kept.ask(History.character, kept.owner(request), request.path_params["id"])
+        row = await kept.ask(History.character, caller(request).name, request.path_params["id"])
         if row["portrait"] is None:
             raise NotFound("there is no {key!r} here", key="portrait")
         return Response(row["portrait"], media_type="image/png", headers=FILE)
 
     async def export(request: Request) -> ASGIApp:
-        row = await kept.ask(History.character, kept.owner(request), request.path_params["id"])
+        row = await kept.ask(History.character, caller(request).name, request.path_params["id"])
         return _export(row, request.query_params.get("form", "png"))
 
     async def persona(request: Request) -> ASGIApp:
-        return json_response(service, await kept.ask(History.persona, kept.owner(request)))
+        return json_response(service, await kept.ask(History.persona, caller(request).name))
 
     async def set_persona(request: Request) -> ASGIApp:
         asked = meant(await read_json(request, service), Persona)
-        return json_response(service, await kept.ask(History.set_persona, kept.owner(request), asked))
+        return json_response(service, await kept.ask(History.set_persona, caller(request).name, asked))
 
     def at(method: Any, path: str, run: Any, summary: str, **more: Any) -> Operation:
         return Operation(method=method, path=path, run=run, scope="infer", summary=summary, **more)
@@ -99,7 +99,7 @@ def operations(service: Service, kept: Kept) -> list[Operation]:
 
 def samples() -> list[Character]:
     """The characters that khola brings."""
-    folder = files("khola.serve").joinpath("cards")
+    folder = files("khola.serve.characters").joinpath("cards")
     return [
         read_card(entry.read_bytes()) for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if entry.name.endswith(".json")
     ]
