@@ -6,9 +6,10 @@ from typing import Protocol
 
 import msgspec
 
+from khola.chat.call_form import CallForm
 from khola.chat.message import Prompt, ToolCall
 from khola.chat.thinking import END, START, ThinkingSplitter
-from khola.chat.tool_calls import CallForm, CallReader, MarkedCalls
+from khola.chat.tool_calls import CallReader, MarkedCalls
 
 
 class Parsed(msgspec.Struct, frozen=True, kw_only=True):

@@ -150,8 +150,11 @@ def verdict(compiler: Compiler, request: dict[str, Any]) -> dict[str, Any]:
     unbound()
     if not error:
         return {"grammars": grammars}
-    schema = grammars[0].get("json_schema")
-    return {"error": error, "path": compiler.culprit(schema, error) if isinstance(schema, dict) else ""}
+    for one in grammars:
+        schema = one.get("json_schema")
+        if isinstance(schema, dict) and (alone := compiler.error([{"json_schema": schema}], first_mask=len(grammars) == 1)):
+            return {"error": alone, "path": compiler.culprit(schema, alone), "part": one.get("name", "")}
+    return {"error": error, "path": ""}
 
 
 def main() -> None:

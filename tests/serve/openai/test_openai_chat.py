@@ -140,7 +140,6 @@ def test_thinking(fields: dict[str, Any], thinking: bool | None, tokens: int | N
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice"),
         ({"tools": [ADD, ADD]}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [ADD], "response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "q", "schema": {"type": 7}}}}, "response_format"),
         ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}, "chat_template_kwargs"),
         ({"messages": []}, "messages"),

@@ -1,0 +1,323 @@
+"""Calls that a model decides on have the form of their tool from their opening on; what opens none is not touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from numpy.typing import NDArray
+
+import khola
+from khola.api import Model
+from khola.api.stream import Prepared
+from khola.errors import BadGrammar, BadSchema
+from tests.engine.fakes import ByteTokenizer, FakeRunner, fake_loaded
+
+ORDER = {
+    "type": "object",
+    "properties": {
+        "dish": {"enum": ["ভাত", "ডাল ও রুটি", 'a "b" </x>']},
+        "plates": {"type": "integer", "minimum": 1, "maximum": 99},
+        "note": {"type": "string", "minLength": 1, "maxLength": 9},
+        "hot": {"type": "boolean"},
+        "table": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "null"}]},
+        "guests": {"type": "array", "items": {"$ref": "#/$defs/guest"}, "maxItems": 2},
+        "host": {"$ref": "#/$defs/guest"},
+    },
+    "required": ["dish", "plates", "note"],
+    "additionalProperties": False,
+    "$defs": {
+        "guest": {
+            "type": "object",
+            "properties": {"name": {"enum": ["রহিম", "Mary"]}, "age": {"type": ["integer", "null"], "minimum": 0, "maximum": 120}},
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+    },
+}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+TOOLS: list[dict[str, Any]] = [
+    {"name": "order", "parameters": ORDER},
+    {"name": "order_all", "parameters": NOTHING},
+    {"name": "খোঁজা", "parameters": NOTHING},
+]
+CHECKS = {tool["name"]: Draft202012Validator(tool["parameters"]) for tool in TOOLS}
+
+HERMES, FENCE = "<tool_call>", "```typescript\nfunctions.order("
+DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
+KIMI = ("<|tool_calls_section_begin|>", "<|tool_call_begin|>")
+JSON = ('{"name": "order"', '{"type": "function", "function": {"name": "order_all"', "<|python_tag|>", ' {"function":"order"')
+NAMED = ("order\n{", "order_all \n {")
+OPENINGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("qwen2_5", "qwen3", "qwen3_instruct", "qwen3_coder", "qwen3_5", "qwen3_5_small", "qwen3_6"), (HERMES,)),
+    **dict.fromkeys(("qwen3_thinking", "qwq", "ernie4_5_thinking"), (HERMES,)),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v3_1", "deepseek_r1_0528"), DEEPSEEK),
+    **dict.fromkeys(("llama3_1", "llama3_2"), JSON),
+    **dict.fromkeys(("glm4", "glm4_0414", "glm_z1"), NAMED),
+    "kimi_k2": KIMI,
+    "minimax": ("<function_call>", FENCE),
+}
+WHOLE = ("llama3_1", "llama3_2", "glm4", "glm4_0414", "glm_z1")
+CASES = [(name, opening, marked) for name, openings in OPENINGS.items() for opening in openings for marked in (False, True)]
+FEW = ("qwen2_5", "qwen3_coder", "deepseek_v3_1", "kimi_k2", "minimax", "llama3_1", "glm4")
+"""A format for every way to write calls; the others come where time allows."""
+MANY = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in OPENINGS]
+
+
+class Marks(ByteTokenizer):
+    """Bytes, tokens of several bytes, and control tokens for the marks of a chat format."""
+
+    MERGED = (b'l>\n{"n', b"l>x", b'"}\n</', b"e_call>", b'": "', b"\n{", b'r",', b"</", "ভা".encode(), b"parameter>\n<")
+
+    def __init__(self, marks: Collection[str] = ()) -> None:
+        self._extra = [*self.MERGED, *(mark.encode() for mark in marks)]
+        self.marks = {mark: 259 + len(self.MERGED) + place for place, mark in enumerate(marks)}
+        self.size = 259 + len(self._extra)
+        self.control_ids = ByteTokenizer.control_ids | frozenset(self.marks.values())
+        self.special_ids = self.control_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return super().token_bytes(token_id) if token_id < 259 else self._extra[token_id - 259]
+
+    def id_of(self, token: str) -> int | None:
+        return self.marks.get(token, 258 if token.startswith(("<|", "<｜", "<beg", "<end", "[g", "<sop")) and "tool" not in token else None)
+
+    def encode(self, text: str, *, control: bool = False, first: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def stream(self, skip_control: bool = True, shown: Collection[int] = ()) -> Any:
+        return Shown(self, frozenset(shown))
+
+
+class Shown:
+    """Decodes whole characters."""
+
+    def __init__(self, tokenizer: Marks, shown: frozenset[int]) -> None:
+        self._tokenizer, self._shown = tokenizer, shown
+        self._held = b""
+
+    def push(self, token: int) -> str:
+        if token in self._tokenizer.control_ids and token not in self._shown:
+            return ""
+        self._held += self._tokenizer.token_bytes(token)
+        for cut in range(len(self._held), max(-1, len(self._held) - 4), -1):
+            try:
+                text = self._held[:cut].decode()
+            except UnicodeDecodeError:
+                continue
+            self._held = self._held[cut:]
+            return text
+        text, self._held = self._held.decode("utf-8", "replace"), b""
+        return text
+
+    def finish(self) -> str:
+        return self._held.decode("utf-8", "replace")
+
+
+class Wanderer(FakeRunner):
+    """Says how an answer begins, then anything."""
+
+    def __init__(self, tokenizer: Marks) -> None:
+        super().__init__(256)
+        self.tokens: list[int] = []
+        self.begun = 0
+        self._row_V = np.zeros(tokenizer.size, np.float32)
+        self._row_V[[257, *b'"}]\n<:']] = 4
+        self._row_V[[index for mark, index in tokenizer.marks.items() if "end" in mark]] = 10
+        self._row_V[258] = -1000
+
+    def _row(self, context: NDArray[np.int64]) -> NDArray[np.float32]:
+        said = len(context) - self.begun
+        row_V = self._row_V.copy()
+        if said < len(self.tokens):
+            row_V[self.tokens[said]] = 1000
+        return row_V
+
+
+def spelled(tokenizer: Marks, text: str) -> list[int]:
+    """Ids of a text, marks as tokens where there are such."""
+    parts = re.split(f"({'|'.join(map(re.escape, tokenizer.marks))})", text) if tokenizer.marks else [text]
+    return [index for part in parts for index in ([tokenizer.marks[part]] if part in tokenizer.marks else part.encode())]
+
+
+def marks_of(name: str) -> list[str]:
+    """What could be tokens of the calls of a format."""
+    form = Model(fake_loaded(context_tokens=8192, tokenizer=Marks(), chat_format=name), runner=FakeRunner(256), cache_tokens=8192)
+    call = form.prepared("?", tools=TOOLS).parser.call_form
+    assert call is not None
+    parts = (*call.before, *call.between, *call.after, *call.section[0], *call.section[1])
+    return [part for part in dict.fromkeys(parts) if part.startswith("<") and part.endswith(">")]
+
+
+def wanderer(name: str, opening: str, *, marked: bool, said: str = "", **asked: Any) -> tuple[Model, Prepared]:
+    """A model that says something, opens a call, and then says anything."""
+    marks = dict.fromkeys([*marks_of(name), *([opening] if opening.startswith("<") else [])]) if marked else {}
+    tokenizer = Marks(tuple(marks))
+    facts = {"tokenizer": tokenizer, "vocab_tokens": tokenizer.size, "chat_format": name, "stop_ids": frozenset({257})}
+    runner = Wanderer(tokenizer)
+    model = Model(fake_loaded(context_tokens=8192, **facts), runner=runner, cache_tokens=8192)
+    prepared = model.prepared("?", tools=TOOLS, **asked)
+    thought = prepared.request.thought is not None and prepared.request.thought.opened
+    runner.tokens = [*("ভাবি <tool_call>{</think>\n\n".encode() if thought else b""), *said.encode(), *spelled(tokenizer, opening)]
+    runner.begun = len(prepared.request.prompt)
+    return model, prepared
+
+
+def seeded(model: Model, prepared: Prepared, seed: int, **sampling: Any) -> khola.api.Answer:
+    """One of its answers. A parser reads one answer only, so it is made anew."""
+    how = msgspec.structs.replace(prepared.request.sampling, **{"seed": seed, "temperature": 2.0, "max_tokens": 1500, **sampling})
+    again = replace(prepared.request, sampling=how)
+    return model._answer(Prepared(request=again, parser=deepcopy(prepared.parser))).whole()
+
+
+def require_calls(answer: khola.api.Answer) -> None:
+    """Everything that was called has the form of its tool."""
+    assert answer.finish_reason == "stop", answer
+    for call in answer.tool_calls:
+        CHECKS[call.name].validate(call.arguments)  # type: ignore[arg-type]
+
+
+def holds(name: str, opening: str, marked: bool, seeds: range) -> None:
+    """Behind its opening a call keeps to its tool, whatever the weights say."""
+    model, prepared = wanderer(name, opening, marked=marked, said="" if name in WHOLE else "দেখি। ")
+    for seed in seeds:
+        answer = seeded(model, prepared, seed)
+        require_calls(answer)
+        assert answer.tool_calls, answer
+        assert answer.thinking in ("", "ভাবি <tool_call>{")
+        assert not answer.text if name in WHOLE else answer.text.startswith("দেখি।")
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_call_that_is_opened_keeps_to_its_tool(name: str) -> None:
+    for place, opening in enumerate(OPENINGS[name]):
+        holds(name, opening, place % 2 == len(name) % 2, range(2))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("name", "opening", "marked"), CASES)
+def test_calls_keep_to_their_tools_hundreds_of_times(name: str, opening: str, marked: bool) -> None:
+    holds(name, opening, marked, range(1, 301))
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 9}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_form_beside_tools_leaves_both_ways_open(name: str) -> None:
+    begun = OPENINGS[name][0]
+    bounded = {"thinking_tokens": 40} if name in ("qwq", "glm_z1") else {}
+    for opening, calls in ((begun, True), ('{"na', False), ("Well, {", None)):
+        model, prepared = wanderer(name, opening, marked=calls is not None, schema=PERSON, **bounded)
+        answer = seeded(model, prepared, 1)
+        require_calls(answer)
+        assert answer.complete
+        assert calls in (None, bool(answer.tool_calls)) or name in WHOLE
+        if answer.tool_calls:
+            assert (answer.text, answer.parsed) == ("", None)
+        else:
+            Draft202012Validator(PERSON).validate(answer.parsed)  # type: ignore[arg-type]
+
+
+def test_a_form_beside_tools_may_be_any_but_gbnf() -> None:
+    for form in ({"json_object": True}, {"choice": ["হ্যাঁ", "না"]}, {"regex": "[ab]{3}"}, {"grammar": 'start: "x" "y"'}):
+        model, prepared = wanderer("qwen2_5", "", marked=False, **form)
+        require_calls(seeded(model, prepared, 1))
+    with pytest.raises(BadGrammar, match="GBNF"):
+        wanderer("qwen2_5", "", marked=False, grammar='root ::= "x"')
+
+
+TWO = '<tool_call>\n{"name": "order_all", "arguments": {}}\n</tool_call>\n<tool_call>\n{"name": "খোঁজা", "arguments": {}}\n</tool_call>'
+
+
+def test_several_calls_or_one() -> None:
+    model, prepared = wanderer("qwen2_5", "", marked=False)
+    model.engine._runner.tokens = [*TWO.encode(), *" শেষ".encode(), 257]  # type: ignore[attr-defined]
+    answer = seeded(model, prepared, 1)
+    assert ([call.name for call in answer.tool_calls], answer.text.strip()) == (["order_all", "খোঁজা"], "শেষ")
+    one = model.prepared("?", tools=TOOLS, one_call=True)
+    answer = seeded(model, one, 1)
+    assert ([call.name for call in answer.tool_calls], answer.text, answer.finish_reason) == (["order_all"], "", "stop")
+
+
+def test_calls_come_with_the_delta_that_completes_them() -> None:
+    model, prepared = wanderer("qwen2_5", "", marked=True)
+    model.engine._runner.tokens = [*"দেখি।".encode(), *spelled(model.loaded.tokenizer, TWO), 257]  # type: ignore
+    deltas = list(model._answer(prepared))
+    assert [len(delta.tool_calls) for delta in deltas if delta.tool_calls] == [1, 1]
+    assert "".join(delta.text for delta in deltas) == "দেখি।"
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_text_without_a_call_is_not_changed_by_one_token(name: str) -> None:
+    model, prepared = wanderer(
+        name, "", marked=True, said='{"name": "Order", "কথা": "<tool_cal> <|tool"} order\n```typescript\nfunctions.x(1)'
+    )
+    for sampling in ({"temperature": 0.0, "max_tokens": 150}, {"temperature": 1.5, "max_tokens": 150}):
+        held = seeded(model, prepared, 3, **sampling)
+        free = seeded(model, Prepared(request=replace(prepared.request, openings=None), parser=prepared.parser), 3, **sampling)
+        assert [token.id for token in held.tokens] == [token.id for token in free.tokens]
+        assert (held.text, held.complete) == (free.text, None)
+
+
+def test_a_call_that_is_cut_is_said_to_be() -> None:
+    model, prepared = wanderer("qwen2_5", "<tool_call>", marked=False)
+    answer = seeded(model, prepared, 1, max_tokens=30)
+    assert (answer.finish_reason, answer.complete, answer.tool_calls) == ("length", False, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "where"),
+    [
+        ("qwen2_5", {"properties": {"a": {"not": {}}}}, "pay.properties.a.not"),
+        ("qwen2_5", {"type": "array"}, "pay.type"),
+        ("qwen2_5", {"properties": {"a": {"type": "string", "pattern": "(?=a)"}}}, "pay.properties.a"),
+        ("llama3_1", {"properties": {"a": {"type": "array", "uniqueItems": True}}}, "pay.properties.a.uniqueItems"),
+        ("qwen3_coder", {"properties": {"a": {"type": "string", "pattern": "a"}}}, "pay.properties.a.pattern"),
+        ("qwen3_coder", {"properties": {"a": {}}, "minProperties": 1}, "pay.minProperties"),
+    ],
+)
+def test_schemas_that_no_call_can_be_held_to_are_refused_by_name(name: str, schema: dict[str, Any], where: str) -> None:
+    model, _ = wanderer(name, "", marked=False)
+    with pytest.raises(BadSchema) as caught:
+        model.chat("?", tools=[{"name": "pay", "parameters": schema}])
+    assert where in caught.value.told()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_real_model_calls_and_talks(real_model: Callable[[str], Path]) -> None:
+    place = {"type": "string", "enum": ["ঢাকা", "চট্টগ্রাম", "সিলেট"]}
+    weather = {"name": "weather", "description": "The weather of a city.", "parameters": {
+        "type": "object", "properties": {"place": place, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+        "required": ["place", "days"], "additionalProperties": False,
+    }}  # fmt: skip
+    check = Draft202012Validator(weather["parameters"])
+    with khola.load(str(real_model("qwen2.5-coder-0.5b-instruct")), context=1024) as real:
+        for seed in range(2):
+            sampling = {"temperature": 0.7 * bool(seed), "seed": seed, "max_tokens": 120}
+            answer = real.chat(
+                [{"role": "user", "content": "ঢাকার আগামী ৩ দিনের আবহাওয়া? Answer with <tool_call>."}], tools=[weather], sampling=sampling
+            )
+            for call in answer.tool_calls:
+                assert call.name == "weather"
+                check.validate(call.arguments)  # type: ignore[arg-type]
+            prepared = real.prepared("What is a list in Python?", tools=[weather], sampling={**sampling, "max_tokens": 40})
+            held = real._answer(prepared).whole()
+            bare = replace(prepared.request, openings=None)
+            free = real._answer(Prepared(request=bare, parser=real.prepared("?", tools=[weather]).parser)).whole()
+            assert [token.id for token in held.tokens] == [token.id for token in free.tokens]
