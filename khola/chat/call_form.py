@@ -1,4 +1,4 @@
-"""How a chat format writes calls, told so that a grammar can follow: what stands around the name and the arguments, and how a call opens."""
+"""How a chat format writes calls, so that a grammar can follow: what stands around name and arguments, and how a call opens."""
 
 from __future__ import annotations
 

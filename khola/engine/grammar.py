@@ -126,20 +126,17 @@ def calls(
         text: what may stand there instead; it is not in GBNF.
     Raises:
         BadGrammar: the text is held to GBNF.
-        BadSchema: a schema cannot be used; the path begins with the tool's name.
+        BadSchema: a schema cannot be used; the path begins with the tool's name, and the fact `param` is "tools".
     """
     if text is not None and text.kind == "gbnf":
         raise BadGrammar("a grammar in GBNF cannot stand beside tools", hint="write it in Lark's notation")
-    schemas: dict[str, Any] = {}
-    for name, parameters in signatures:
-        schema = checked_schema(read_schema(parameters), path=name)
-        if schema.setdefault("type", "object") != "object":
-            raise BadSchema(
-                "{path} is {found}; expected {expected}", path=f"{name}.type", found=str(schema["type"])[:80], expected="object"
-            )
-        schemas[name] = schema
-    if form.tags:
-        check_tagged(schemas)
+    try:
+        schemas = _schemas(signatures)
+        if form.tags:
+            check_tagged(schemas)
+    except BadSchema as error:
+        error.facts["param"] = "tools"
+        raise
     told = {
         "form": asdict(form) | {"openings": ()},
         "schemas": schemas,
@@ -147,6 +144,19 @@ def calls(
         "text": asdict(text) if text else None,
     }
     return Grammar("calls", json.dumps(told, ensure_ascii=False))
+
+
+def _schemas(signatures: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The checked schemas of arguments, which are objects, by the names of their tools."""
+    schemas: dict[str, dict[str, Any]] = {}
+    for name, parameters in signatures:
+        schema = checked_schema(read_schema(parameters), path=name)
+        if schema.setdefault("type", "object") != "object":
+            raise BadSchema(
+                "{path} is {found}; expected {expected}", path=f"{name}.type", found=str(schema["type"])[:80], expected="object"
+            )
+        schemas[name] = schema
+    return schemas
 
 
 def _bounded(source: str, what: str, most: int) -> None:

@@ -368,7 +368,8 @@ def refused(grammar: Grammar, why: str, path: str = "", part: str = "") -> BadGr
     """
     number = re.match(r"(?:args|value)(\d+)", part)
     if number:
-        path = list(json.loads(grammar.source)["schemas"])[int(number[1])] + path.removeprefix("$")
+        tool = list(json.loads(grammar.source)["schemas"])[int(number[1])]
+        return BadSchema("the schema cannot be used at {path}: {why}", path=tool + path.removeprefix("$"), why=why, param="tools")
     if path:
         return BadSchema("the schema cannot be used at {path}: {why}", path=path, why=why)
     if grammar.kind in ("json_schema", "calls"):

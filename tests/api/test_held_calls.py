@@ -274,6 +274,29 @@ def test_text_without_a_call_is_not_changed_by_one_token(name: str) -> None:
         assert (held.text, held.complete) == (free.text, None)
 
 
+def test_a_token_that_opens_a_call_and_goes_on_must_go_on_rightly() -> None:
+    wrong, right = (259 + Marks.MERGED.index(token) for token in (b"l>x", b'l>\n{"n'))
+    for token in (wrong, right):
+        model, prepared = wanderer("qwen2_5", "", marked=False)
+        model.engine._runner.tokens = [*b"<tool_cal", token]  # type: ignore[attr-defined]
+        answer = seeded(model, prepared, 1)
+        assert ([one.id for one in answer.tokens][9] == token) == (token == right)
+        require_calls(answer)
+        assert bool(answer.tool_calls) == (token == right)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_thought_that_the_model_opens_is_free(marked: bool) -> None:
+    model, prepared = wanderer("qwen3", "", marked=False)
+    if marked:
+        model, prepared = wanderer("qwen3", "<think>", marked=True)
+    runner: Any = model.engine._runner
+    runner.tokens = spelled(model.loaded.tokenizer, "<think>\n<tool_call>x</think>\n\n<tool_call>")  # type: ignore[arg-type]
+    answer = seeded(model, prepared, 1)
+    require_calls(answer)
+    assert (answer.thinking, len(answer.tool_calls)) == ("<tool_call>x", 1)
+
+
 def test_a_call_that_is_cut_is_said_to_be() -> None:
     model, prepared = wanderer("qwen2_5", "<tool_call>", marked=False)
     answer = seeded(model, prepared, 1, max_tokens=30)
@@ -296,6 +319,7 @@ def test_schemas_that_no_call_can_be_held_to_are_refused_by_name(name: str, sche
     with pytest.raises(BadSchema) as caught:
         model.chat("?", tools=[{"name": "pay", "parameters": schema}])
     assert where in caught.value.told()
+    assert caught.value.facts["param"] == "tools"
 
 
 @pytest.mark.slow

@@ -85,6 +85,17 @@ def test_choice_of_tools(choice: Any, tools: list[str], wanted: str | None) -> N
     assert ([tool.name for tool in found.tools], found.tool_choice) == (tools, wanted)
 
 
+def test_a_form_and_tools_stand_side_by_side() -> None:
+    found = job(tools=[ADD], response_format={"type": "json_object"}, parallel_tool_calls=False)
+    assert (found.form, [tool.name for tool in found.tools], found.tool_choice, found.one_call) == (
+        {"json_object": True},
+        ["add"],
+        "auto",
+        True,
+    )
+    assert job(tools=[ADD]).one_call is False
+
+
 @pytest.mark.parametrize(
     ("given", "form"),
     [

@@ -96,6 +96,13 @@ def test_a_form() -> None:
     assert asked(body(output_config={"format": {"type": "json_schema", "schema": schema}})).job.form == {"schema": schema}
 
 
+def test_strict_tools_and_a_form_stand_side_by_side() -> None:
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    job = asked(body(tools=[{**WEATHER, "strict": True}], tool_choice=choice, output_config=form)).job
+    assert (job.form, job.tool_choice, job.one_call, len(job.tools)) == ({"schema": {"type": "object"}}, "auto", True, 1)
+
+
 def test_what_has_no_effect_is_told() -> None:
     mark = {"type": "ephemeral"}
     given = body([{"type": "text", "text": "hi", "cache_control": mark}], metadata={"user_id": "u"}, service_tier="auto")
