@@ -73,7 +73,7 @@ def _read(tools: Mapping[str, Tool], body: str) -> tuple[ToolCall, ...]:
     root = tools[name].parameters if name in tools else {}
     properties = root.get("properties")
     known = properties if isinstance(properties, Mapping) else {}
-    return (ToolCall(name=name, arguments={key: _value(text, kinds_of(known.get(key), root)) for key, text in texts.items()}),)
+    return (ToolCall(name=name, arguments={key: _value(text, known.get(key), root) for key, text in texts.items()}),)
 
 
 def _texts(inner: str) -> dict[str, str] | None:
@@ -131,8 +131,24 @@ def referred(reference: Any, root: Mapping[str, Any]) -> Any:
     return found
 
 
-def _value(text: str, kinds: frozenset[str]) -> Any:
-    """A value of one of the kinds that are asked for; the text itself where it is a text, or no such kind."""
+def _listed(schema: Any, root: Mapping[str, Any], depth: int = 0) -> list[Any]:
+    """The values that a schema lists one by one."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return []
+    if "const" in schema:
+        return [schema["const"]]
+    if isinstance(schema.get("enum"), list):
+        return list(schema["enum"])
+    inner = [referred(schema["$ref"], root)] if "$ref" in schema else schema.get("anyOf", schema.get("oneOf"))
+    return [value for one in inner for value in _listed(one, root, depth + 1)] if isinstance(inner, list) else []
+
+
+def _value(text: str, schema: Any, root: Mapping[str, Any]) -> Any:
+    """A value that is listed, or of one of the kinds that are asked for; the text itself where it is a text, or no such kind."""
+    for value in _listed(schema, root):
+        if text == (value if isinstance(value, str) else as_json(value)):
+            return value
+    kinds = kinds_of(schema, root)
     if not kinds or ("string" in kinds and text.strip().lower() not in _WORDS):
         return text
     try:

@@ -60,7 +60,7 @@ class Tagged:
         missing = [key for key in required if given.get(key, root.get("additionalProperties", True)) is False]
         odd = [key for key in (path, *given, *required) if not key or {">", "\n"} & set(key)]
         if missing or odd:
-            raise _refused(f"{path}.properties.{(missing or odd)[0]!r}")
+            raise _refused(f"{path}.required" if missing else f"{path}.properties.{odd[0]!r}")
         parts = []
         for key in dict.fromkeys((*given, *required)):
             schema = given.get(key, {})

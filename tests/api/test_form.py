@@ -123,7 +123,8 @@ THINKING = ("qwq", "glm_z1", "ernie4_5_thinking")
 
 
 @pytest.mark.parametrize(
-    "chat_format", ["qwen2_5", "llama3_1", "deepseek_v3", "deepseek_v3_1", "kimi_k2", "minimax", "glm4", "glm4_0414", *THINKING]
+    "chat_format",
+    ["qwen2_5", "llama3_1", "deepseek_v3", "deepseek_v3_1", "kimi_k2", "minimax", "glm4", "glm4_0414", "qwen3_coder", *THINKING],
 )
 @pytest.mark.parametrize("tool_choice", ["required", "add", "stop"])
 def test_a_call_can_be_required(chat_format: str, tool_choice: str) -> None:
