@@ -133,9 +133,11 @@ def held(
     if must:
         return grammars.calls(signatures, parser.call_form), None
     found = grammars.calls(signatures, parser.call_form, many=not one_call, text=form)
-    if form is not None:
-        return found, None
-    return None, Openings(parser.call_form, tuple(tool.name for tool in wanted), found, many=not one_call)
+    names = tuple(tool.name for tool in wanted)
+    if form is None:
+        return None, Openings(parser.call_form, names, found, many=not one_call)
+    beside = Openings(parser.call_form, names, found, many=not one_call, beside=True)
+    return found, beside if beside.patterns else None
 
 
 def _read(path: Path) -> str:

@@ -209,6 +209,8 @@ class Model:
         how = sampling_of(self.loaded.sampling, sampling)
         offered, grammar = tools_of(tools), grammar_of(form)
         prompt, parser = self.rendered(messages, tools=offered, thinking=thinking, continue_last=continue_last)
+        if grammar is not None and offered:
+            parser.alone(tuple(tool.name for tool in offered))
         grammar, openings = held(offered, parser, tool_choice, grammar, one_call=one_call)
         thought = thought_of(prompt, parser, thinking=thinking, goes_on=continue_last, most_tokens=thinking_tokens, model=self.loaded.name)
         ids = prompt_ids(prompt, self.loaded.tokenizer)

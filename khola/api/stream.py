@@ -31,6 +31,9 @@ class PlainText:
     call_form: CallForm | None = None
     marks = ()
 
+    def alone(self, names: tuple[str, ...]) -> None:
+        """There are no calls."""
+
     def push(self, text: str) -> Parsed:
         """Take the next piece."""
         return Parsed(text=text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,3 +53,10 @@ class CallForm:
     tags: tuple[str, str, str] | None = None
     """What stands before the name of an argument, behind it, and behind its value, where arguments are no JSON."""
     openings: tuple[Opening, ...] = ()
+
+
+def expressions(form: CallForm, names: Sequence[str]) -> list[tuple[str, Opening]]:
+    """The regular expressions of what opens a call of one of these tools."""
+    letters = [json.dumps(name, ensure_ascii=False)[1:-1] if form.key else name for name in names]
+    ways = "|".join(map(re.escape, sorted(letters, key=len, reverse=True)))
+    return [(one.pattern.replace(NAMES, ways), one) for one in form.openings]

@@ -67,6 +67,7 @@ class Constraint:
     ) -> None:
         self._thought = thought
         self._matcher, self._later = first, later
+        self._has_form = first is not None
         self._vocabulary = vocabulary
         self._stop_ids = np.array(sorted(stop_ids), np.intp)
         self._calls = calls
@@ -100,7 +101,7 @@ class Constraint:
     def complete(self) -> bool | None:
         """Whether what stands there satisfies the grammar; None without one, unless a call was cut short."""
         if self._matcher is None:
-            return None
+            return True if self._has_form else None
         return self._phase == "answer" and not self._queue and self._matcher.accepting
 
     def applied(self, logits_V: Logits) -> Logits:
@@ -132,7 +133,7 @@ class Constraint:
             if self._matcher is not None:
                 return not mark or not rest.strip(b"\n")
             return not mark or self._opens_well(rest)
-        return self._matcher is not None or self._opens_well(self._bytes(token))
+        return self._calls is None or self._call is not None or self._opens_well(self._bytes(token))
 
     def push(self, token: int) -> None:
         """Take the chosen token.
@@ -153,6 +154,8 @@ class Constraint:
             self._over = bool((self._stop_ids == token).any())
             if not self._over:
                 self._matcher.push(token)
+                if self._call is None and self._calls is not None:
+                    self._watch(self._bytes(token))
             self._leave_call()
 
     def forced(self) -> list[int]:
@@ -207,6 +210,11 @@ class Constraint:
             if self._start.startswith(seen):
                 return
             self._phase, text = "answer", self._tail
+        self._watch(text)
+
+    def _watch(self, text: bytes) -> None:
+        """Text in which a call may open."""
+        assert self._calls is not None
         found = self._calls.watch.look(text)
         if found is None:
             self._calls.watch.push(text)
@@ -248,7 +256,7 @@ def constraint_of(request: Request, grammars: Grammars, vocabulary: Vocabulary) 
         opened = thought is not None and thought.opened
         first = grammars.matcher(grammar, begins_text=not opened)
         later = grammars.matcher(grammar, begins_text=False) if thought is not None else None
-    calls = None if grammar is not None else calls_of(request, grammars, vocabulary)
+    calls = calls_of(request, grammars, vocabulary)
     return Constraint(thought, first, later, vocabulary, request.stop_ids | vocabulary.end_ids, calls)
 
 
@@ -261,7 +269,7 @@ def calls_of(request: Request, grammars: Grammars, vocabulary: Vocabulary) -> Ca
     openings = request.openings
     if openings is None:
         return None
-    rests = [openings.rest(one, "") for one in openings.form.openings if one.behind in ("section", "call")]
+    rests = [] if openings.beside else [openings.rest(one, "") for one in openings.form.openings if one.behind in ("section", "call")]
     for place, grammar in enumerate(rests or [openings.grammar]):
         grammars.matcher(grammar, begins_text=False, is_part=place > 0)
 

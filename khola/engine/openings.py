@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from khola.chat.call_form import NAMES, CallForm, Opening
+from khola.chat.call_form import CallForm, Opening, expressions
 from khola.engine.grammar import Grammar
 
 _BEGINNING = 4096
@@ -36,12 +36,15 @@ class Openings:
     many: bool = True
     """Text and further calls may follow a call, where the format has room for them."""
 
+    beside: bool = False
+    """The grammar holds from the beginning, for calls and text."""
+
     @cached_property
     def patterns(self) -> tuple[tuple[re.Pattern[bytes], Opening], ...]:
         """Expressions for the bytes of an answer."""
-        letters = [json.dumps(name, ensure_ascii=False)[1:-1] if self.form.key else name for name in self.names]
-        ways = "|".join(map(re.escape, sorted(letters, key=len, reverse=True)))
-        return tuple((re.compile(one.pattern.replace(NAMES, ways).encode()), one) for one in self.form.openings)
+        # Where the text has a form of its own, a mark may stand in it; only what begins as a call is one.
+        found = [(pattern, one) for pattern, one in expressions(self.form, self.names) if one.whole or not self.beside]
+        return tuple((re.compile(pattern.encode()), one) for pattern, one in found)
 
     def goes_on(self, opening: Opening) -> bool:
         """Whether anything may come behind the call of an opening."""

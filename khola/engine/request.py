@@ -95,7 +95,7 @@ class Request:
     grammar: Grammar | None = None
     """What form the answer has, behind its thought."""
     openings: Openings | None = None
-    """What opens a call that is then held to its tool; the answer is free otherwise, and has no grammar."""
+    """What opens a call that is then held to its tool; the answer is free otherwise, or has its grammar."""
     thought: Thought | None = None
     """Where the thought ends; needed with a grammar, or to bound the thought."""
     number: int = field(default_factory=lambda: next(_numbers))

@@ -235,6 +235,35 @@ def test_a_form_beside_tools_leaves_both_ways_open(name: str) -> None:
             Draft202012Validator(PERSON).validate(answer.parsed)  # type: ignore[arg-type]
 
 
+QUOTED = {
+    "qwen2_5": "<tool_call>{}</tool_call>",
+    "qwen3_coder": "<tool_call><function=order></function></tool_call>",
+    "deepseek_v3_1": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>order<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
+    "minimax": "```typescript functions.order({}) ```",
+}
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_a_form_may_quote_a_call(name: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+    model, prepared = wanderer(name, "", marked=False, schema=schema)
+    model.engine._runner.tokens = [*f'{{"a": "{QUOTED[name]}"}}'.encode(), 257]  # type: ignore[attr-defined]
+    answer = seeded(model, prepared, 1)
+    assert (answer.parsed, answer.tool_calls) == ({"a": QUOTED[name]}, ())
+
+
+@pytest.mark.parametrize(("name", "text"), [("llama3_1", '{"name": "order", "parameters": {"x": 1}}'), ("glm4", 'order\n{"x": 1}')])
+def test_what_begins_as_a_call_beside_a_form_keeps_to_its_tool(name: str, text: str) -> None:
+    form: dict[str, Any] = {"json_object": True} if name == "llama3_1" else {"regex": "(?s:.*)"}
+    model, prepared = wanderer(name, text, marked=False, **form)
+    answer = seeded(model, prepared, 1)
+    require_calls(answer)
+    assert [call.name for call in answer.tool_calls] == ["order"]
+    model, prepared = wanderer("llama3_1", '{"parameters": {"x": 1}, "name": "order"}', marked=False, json_object=True)
+    answer = seeded(model, prepared, 1)
+    assert (answer.parsed["name"], answer.tool_calls) == ("order", ())
+
+
 def test_a_form_beside_tools_may_be_any_but_gbnf() -> None:
     for form in ({"json_object": True}, {"choice": ["হ্যাঁ", "না"]}, {"regex": "[ab]{3}"}, {"grammar": 'start: "x" "y"'}):
         model, prepared = wanderer("qwen2_5", "", marked=False, **form)
