@@ -12,7 +12,7 @@ FILE_LINES = 500
 FUNCTION_LINES = 80
 # Lines of Python in a room; a budget is raised in a commit of its own, which says why.
 BUDGETS = {
-    "models": 6500, "evals": 3000, "train": 5000, "engine": 4350, "nn": 2000, "ops": 3750, "store": 3600, "fetch": 3000, "native": 1250,
+    "models": 6500, "evals": 3000, "train": 5000, "engine": 4550, "nn": 2000, "ops": 3750, "store": 3600, "fetch": 3000, "native": 1250,
     "serve": 11500, "cli": 3750, "chat": 3700, "tokens": 1600, "data": 1800, "lineage": 1500, "api": 2700, "loader": 1650,
 }  # fmt: skip
 OTHER_BUDGET = 900
