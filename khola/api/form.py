@@ -132,7 +132,8 @@ def held(
     signatures = [(tool.name, tool.parameters) for tool in wanted]
     if must:
         return grammars.calls(signatures, parser.call_form), None
-    found = grammars.calls(signatures, parser.call_form, many=not one_call, text=form)
+    loose = [tool.name for tool in wanted if not tool.strict]
+    found = grammars.calls(signatures, parser.call_form, many=not one_call, text=form, loose=loose)
     names = tuple(tool.name for tool in wanted)
     if form is None:
         return None, Openings(parser.call_form, names, found, many=not one_call)

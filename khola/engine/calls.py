@@ -39,6 +39,7 @@ class _Calls:
         self._form, self._many, self._opened = told["form"], told["many"], told.get("opened")
         self._beside = told["text"] is not None and self._opened is None
         self._names = list(told["schemas"])
+        self._open = {name: told["open"].get(name, ()) if name in told["loose"] else None for name in self._names}
         self._json = json_grammar
         self._spell = spell
         self._lines: list[str] = []
@@ -97,7 +98,8 @@ class _Calls:
         if not self._form["tags"]:
             self._grammars.append({**self._json(schema), "name": f"args{number}"})
             return f"@args{number}"
-        lines, values = Tagged(self._form["tags"], schema, self._names[number], number).rules()
+        name = self._names[number]
+        lines, values = Tagged(self._form["tags"], schema, name, number, self._open[name]).rules()
         self._lines += lines
         self._grammars += [{**self._json(one["schema"]), "name": one["name"]} for one in values]
         return f"args{number}"

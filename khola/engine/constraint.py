@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -253,9 +254,10 @@ def constraint_of(request: Request, grammars: Grammars, vocabulary: Vocabulary) 
         return None
     first = later = None
     if grammar is not None:
-        opened = thought is not None and thought.opened
-        first = grammars.matcher(grammar, begins_text=not opened)
-        later = grammars.matcher(grammar, begins_text=False) if thought is not None else None
+        opened, tried = thought is not None and thought.opened, grammar.kind == "calls"
+        grammar = grammars.usable(grammar) if tried else grammar
+        first = grammars.matcher(grammar, begins_text=not opened, is_part=tried)
+        later = grammars.matcher(grammar, begins_text=False, is_part=tried) if thought is not None else None
     calls = calls_of(request, grammars, vocabulary)
     return Constraint(thought, first, later, vocabulary, request.stop_ids | vocabulary.end_ids, calls)
 
@@ -269,9 +271,10 @@ def calls_of(request: Request, grammars: Grammars, vocabulary: Vocabulary) -> Ca
     openings = request.openings
     if openings is None:
         return None
+    openings = replace(openings, grammar=grammars.usable(openings.grammar))
     rests = [] if openings.beside else [openings.rest(one, "") for one in openings.form.openings if one.behind in ("section", "call")]
-    for place, grammar in enumerate(rests or [openings.grammar]):
-        grammars.matcher(grammar, begins_text=False, is_part=place > 0)
+    for grammar in rests or [openings.grammar]:
+        grammars.matcher(grammar, begins_text=False, is_part=True)
 
     def matcher(found: Found) -> Matcher:
         return grammars.matcher(openings.rest(found.opening, found.name), begins_text=False, is_part=True)

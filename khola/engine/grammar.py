@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -115,7 +115,12 @@ def notation(source: str) -> Grammar:
 
 
 def calls(
-    signatures: Sequence[tuple[str, Mapping[str, Any]]], form: CallForm, *, many: bool = False, text: Grammar | None = None
+    signatures: Sequence[tuple[str, Mapping[str, Any]]],
+    form: CallForm,
+    *,
+    many: bool = False,
+    text: Grammar | None = None,
+    loose: Collection[str] = (),
 ) -> Grammar:
     """A call of one of several tools, as a chat format writes it.
 
@@ -124,6 +129,7 @@ def calls(
         form: of the chat format.
         many: further calls may follow, where the format has room for them.
         text: what may stand there instead; it is not in GBNF.
+        loose: names of tools whose arguments are held to as much of their schema as can be; keywords that cannot be followed are left out.
     Raises:
         BadGrammar: the text is held to GBNF.
         BadSchema: a schema cannot be used; the path begins with the tool's name, and the fact `param` is "tools".
@@ -131,26 +137,28 @@ def calls(
     if text is not None and text.kind == "gbnf":
         raise BadGrammar("a grammar in GBNF cannot stand beside tools", hint="write it in Lark's notation")
     try:
-        schemas = _schemas(signatures)
+        schemas = _schemas(signatures, loose)
         if form.tags:
-            check_tagged(schemas)
+            check_tagged(schemas, loose)
     except BadSchema as error:
         error.facts["param"] = "tools"
         raise
     told = {
         "form": asdict(form) | {"openings": ()},
         "schemas": schemas,
+        "loose": [name for name in schemas if name in loose],
+        "open": {},
         "many": many and form.gap is not None,
         "text": asdict(text) if text else None,
     }
     return Grammar("calls", json.dumps(told, ensure_ascii=False))
 
 
-def _schemas(signatures: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+def _schemas(signatures: Sequence[tuple[str, Mapping[str, Any]]], loose: Collection[str]) -> dict[str, dict[str, Any]]:
     """The checked schemas of arguments, which are objects, by the names of their tools."""
     schemas: dict[str, dict[str, Any]] = {}
     for name, parameters in signatures:
-        schema = checked_schema(read_schema(parameters), path=name)
+        schema = checked_schema(read_schema(parameters), path=name, loose=name in loose)
         if schema.setdefault("type", "object") != "object":
             raise BadSchema(
                 "{path} is {found}; expected {expected}", path=f"{name}.type", found=str(schema["type"])[:80], expected="object"

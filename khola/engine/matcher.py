@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from khola.engine.calls import call_grammars, marks_of
 from khola.engine.grammar import WHITESPACE, Grammar
 from khola.engine.grammar_worker import COMPILE_S, LIMITS, told
+from khola.engine.widened import widened
 from khola.errors import BadGrammar, BadSchema, OurFault
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ KEPT = 32
 """Compiled grammars that an engine keeps."""
 STRING_PARTS = [r'[^"\\\x00-\x1F\x7F]{1,30}', r'[^"\\\x00-\x1F\x7F]+']
 """Sets of tokens worked out once, because most places of JSON strings allow all of them."""
+_SHARES = (None, None, None, None, 0.5, 1.0, 1.0)
+"""How calls are widened until they compile: four times where a part of a schema fails, then so many of the tools as a whole."""
 _WAIT_S = 30.0
 """For the process that compiles first, its start on a busy machine included; its own clock is `COMPILE_S`."""
 
@@ -91,6 +94,7 @@ class Grammars:
         self._shelf = threading.Lock()
         self._bridge: Bridge | None = None
         self._kept: OrderedDict[tuple[Grammar, bool], LLMatcher] = OrderedDict()
+        self._usable: OrderedDict[Grammar, Grammar] = OrderedDict()
 
     def matcher(self, grammar: Grammar, *, begins_text: bool, is_part: bool = False) -> Matcher:
         """What a request with this grammar follows.
@@ -110,6 +114,46 @@ class Grammars:
                 state = self._copied(key) or self._keep(key, self._compiled(*key, is_part))
         assert self._bridge is not None
         return Matcher(state, self._bridge, self._bridge.mark_ids(grammar))
+
+    def usable(self, grammar: Grammar) -> Grammar:
+        """A grammar of calls that compiles: itself, or one that holds tools to less where it may; its parts need no process then.
+
+        Raises:
+            BadGrammar, BadSchema: there is none.
+        """
+        found = self._known(grammar)
+        if found is None:
+            with self._turn:
+                found = self._known(grammar) or self._widened(grammar)
+            with self._shelf:
+                self._usable[grammar] = found
+                if len(self._usable) > KEPT:
+                    self._usable.popitem(last=False)
+        return found
+
+    def _known(self, grammar: Grammar) -> Grammar | None:
+        """What was found of late to be usable."""
+        with self._shelf:
+            if grammar in self._usable:
+                self._usable.move_to_end(grammar)
+            return self._usable.get(grammar)
+
+    def _widened(self, grammar: Grammar) -> Grammar:
+        """A grammar of calls as wide as it must be."""
+        for share in _SHARES:
+            check = Check()
+            try:
+                answer = check.answer(grammar)
+            finally:
+                check.close()
+            if "error" not in answer:
+                return grammar
+            failures = answer.get("failures", []) if share is None else []
+            wider = widened(grammar, failures, share or 0.5)
+            if wider is None:
+                break
+            grammar = wider
+        raise refused(grammar, answer["error"], answer.get("path", ""), answer.get("part", ""))
 
     def _copied(self, key: tuple[Grammar, bool]) -> LLMatcher | None:
         """The start of a grammar that was compiled lately."""
@@ -309,18 +353,23 @@ class Check:
         Raises:
             BadGrammar, BadSchema: it was not, with the reason.
         """
+        found = self.answer(grammar)
+        if "error" in found:
+            raise refused(grammar, found["error"], found.get("path", ""), found.get("part", ""))
+        grammars: list[dict[str, Any]] = found["grammars"]
+        return grammars
+
+    def answer(self, grammar: Grammar) -> dict[str, Any]:
+        """What the process says; see `grammar_worker`."""
         request = {"gbnf": grammar.source} if grammar.kind == "gbnf" else {"grammars": assembled(grammar)}
         try:
             answer, _ = self._process.communicate(json.dumps(request).encode(), timeout=_WAIT_S)
         except subprocess.TimeoutExpired:
             answer = b""
         if not answer:
-            raise refused(grammar, f"compiling it takes more than {COMPILE_S:g} s of processor time, or more memory than it may")
+            return {"error": f"compiling it takes more than {COMPILE_S:g} s of processor time, or more memory than it may"}
         found: dict[str, Any] = json.loads(answer)
-        if "error" in found:
-            raise refused(grammar, found["error"], found.get("path", ""), found.get("part", ""))
-        grammars: list[dict[str, Any]] = found["grammars"]
-        return grammars
+        return found
 
     def close(self) -> None:
         """End the process; does nothing when it has ended."""

@@ -6,7 +6,7 @@ A text ends at the first closing tag; what is no text is JSON. How values are re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from khola.chat.xml_calls import kinds_of, referred
@@ -16,18 +16,34 @@ _AROUND = frozenset(("type", "properties", "required", "additionalProperties", "
 _TEXT = frozenset(("type", "minLength", "maxLength"))
 _DEEPEST = 64
 _LONGEST = 65_536
+WHOLE = -1
+"""Stands for all arguments of a tool, where places of schemas are told."""
 
 
-def check_tagged(schemas: Mapping[str, dict[str, Any]]) -> None:
+def check_tagged(schemas: Mapping[str, dict[str, Any]], loose: Collection[str] = ()) -> None:
     """Refuse what cannot be said of bare text.
 
     Args:
         schemas: checked ones of arguments, by the name of their tool.
+        loose: names of tools whose arguments are held as far as they can be; only their names can stand in the way.
     Raises:
         BadSchema: a name or a keyword stands in the way; the path begins with the tool's name.
     """
     for name, schema in schemas.items():
-        Tagged(("<", ">", "</>"), schema, name, 0).rules()
+        Tagged(("<", ">", "</>"), schema, name, 0, () if name in loose else None).rules()
+
+
+def wider_schema(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The next wider schema than one that cannot be compiled: alternatives may overlap, then the pattern goes, then all but the type.
+
+    None where it is that already.
+    """
+    if "oneOf" in schema and "anyOf" not in schema:
+        return {"anyOf" if key == "oneOf" else key: value for key, value in schema.items()}
+    if "pattern" in schema:
+        return {key: value for key, value in schema.items() if key != "pattern"}
+    plain = {"type": schema["type"]} if "type" in schema else {}
+    return None if plain == schema else plain
 
 
 class Tagged:
@@ -38,9 +54,13 @@ class Tagged:
         schema: a checked one.
         path: the tool's name, for messages.
         number: of the tool, which sets its rules apart.
+        opened: places of schemas that let more through, once for every time they are told; None refuses what cannot be held.
     """
 
-    def __init__(self, tags: tuple[str, str, str], schema: dict[str, Any], path: str, number: int) -> None:
+    def __init__(
+        self, tags: tuple[str, str, str], schema: dict[str, Any], path: str, number: int, opened: Collection[int] | None = None
+    ) -> None:
+        self._open = opened
         self._before, self._behind, self._close = tags
         self._root, self._path, self._number = schema, path, number
         self._shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
@@ -54,13 +74,20 @@ class Tagged:
             BadSchema: an argument cannot be held to its schema in tags.
         """
         root, path = self._root, self._path
+        if {">", "\n"} & set(path):
+            raise _refused(path)
         if odd := sorted(root.keys() - _AROUND):
-            raise _refused(f"{path}.{odd[0]}")
+            self._give_up(f"{path}.{odd[0]}")
+            if "properties" not in root:
+                return self._anything()
+        if WHOLE in (self._open or ()):
+            return self._anything()
         given, required = root.get("properties", {}), root.get("required", [])
         missing = [key for key in required if given.get(key, root.get("additionalProperties", True)) is False]
-        odd = [key for key in (path, *given, *required) if not key or {">", "\n"} & set(key)]
+        odd = [key for key in (*given, *required) if not key or {">", "\n"} & set(key)]
         if missing or odd:
-            raise _refused(f"{path}.required" if missing else f"{path}.properties.{odd[0]!r}")
+            self._give_up(f"{path}.required" if missing else f"{path}.properties.{odd[0]!r}")
+            return self._anything()
         parts = []
         for key in dict.fromkeys((*given, *required)):
             schema = given.get(key, {})
@@ -72,11 +99,22 @@ class Tagged:
         lines = [f"args{self._number}: {' '.join(parts)}" if parts else f'args{self._number}: ""', *self._texts]
         return lines, self._values
 
+    def _anything(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Rules for any arguments."""
+        text = self._text("(?s:.*)")
+        before, behind = (json.dumps(tag, ensure_ascii=False) for tag in (self._before, self._behind))
+        return [f'args{self._number}: ({before} /[^>\\n]+/ {behind} {text} "\\n")*', *self._texts], []
+
+    def _give_up(self, path: str) -> None:
+        """Refuse what cannot be held, unless it may let more through."""
+        if self._open is None:
+            raise _refused(path)
+
     def _value(self, schema: Any, path: str, depth: int) -> list[str]:
         """Ways to write a value, its closing tag included."""
         if depth > _DEEPEST:
-            raise _refused(path)
-        if schema is True or schema == {}:
+            self._give_up(path)
+        if schema is True or schema == {} or depth > _DEEPEST:
             return [self._text("(?s:.*)")]
         assert isinstance(schema, dict)
         end = json.dumps(f"\n{self._close}", ensure_ascii=False)
@@ -95,7 +133,8 @@ class Tagged:
         if schema.keys() == {"allOf"} and len(schema["allOf"]) == 1:
             return self._value(schema["allOf"][0], path, depth + 1)
         if not kinds or (odd := sorted(schema.keys() - _TEXT) if kinds == {"string"} else []):
-            raise _refused(f"{path}.{(odd if kinds else sorted(schema))[0]}")
+            self._give_up(f"{path}.{(odd if kinds else sorted(schema))[0]}")
+            kinds, schema = kinds or frozenset(("string",)), {key: schema[key] for key in sorted(_TEXT & schema.keys()) if kinds}
         ways = [self._bounded(schema, path)]
         if others := sorted(kinds - {"string"}):
             ways.append(f"{self._json({**schema, 'type': others})} {end}")
@@ -105,7 +144,8 @@ class Tagged:
         """A text of so many letters. Those that must come are neither newlines nor begin a tag, so that none of them ends it."""
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         if least > _LONGEST or (most or 0) > _LONGEST or (most is not None and most < least):
-            raise _refused(f"{path}.minLength" if least else f"{path}.maxLength")
+            self._give_up(f"{path}.minLength" if least else f"{path}.maxLength")
+            least, most = 0, None
         first = f"[^<\\n]{{{least}}}" if least else ""
         return self._text(first + ("(?s:.*)" if most is None else f"(?s:.{{0,{most - least}}})"))
 
@@ -118,6 +158,9 @@ class Tagged:
     def _json(self, schema: dict[str, Any]) -> str:
         """A value in JSON, by the name of its schema."""
         name = f"value{self._number}_{len(self._values)}"
+        for place in self._open or ():
+            if place == len(self._values):
+                schema = wider_schema(schema) or {}
         self._values.append({"name": name, "schema": {**schema, **self._shared}})
         return f"@{name}"
 

@@ -81,7 +81,7 @@ def test_calls_come_at_once_and_thoughts_are_counted() -> None:
 
 def test_a_tool_whose_schema_cannot_be_held_is_named() -> None:
     model = scripted("x", chat_format="qwen2_5", tokenizer=Special())
-    wrong = Tool(name="add", parameters={"properties": {"a": {"not": {}}}})
+    wrong = Tool(name="add", parameters={"properties": {"a": {"not": {}}}}, strict=True)
     with asked(model) as (link, told):
         link.sendall(wire.framed(wire.Chat(7, msgspec.structs.replace(CHAT, tools=(wrong,)))))
         with pytest.raises(BadSchema, match=r"add\.properties\.a\.not") as caught:

@@ -233,8 +233,8 @@ def _thought(given: Body) -> tuple[bool | None, int | None]:
 
 
 def _tool(tool: GivenTool) -> Tool:
-    """A tool; its arguments are held to its schema, strict or not."""
-    return Tool(name=tool.name, description=tool.description, parameters=tool.input_schema)
+    """A tool; its arguments are held to its schema, where it is not strict as far as that can be."""
+    return Tool(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
 
 
 def _choice(choice: Choice, tools: Sequence[GivenTool]) -> str | None:

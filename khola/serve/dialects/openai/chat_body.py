@@ -43,7 +43,7 @@ class FunctionBody(msgspec.Struct, forbid_unknown_fields=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    """Calls always have the form of their schema."""
+    """Refuse a schema that calls cannot be held to wholly."""
 
 
 class ToolBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -208,7 +208,10 @@ def tools_of(functions: Sequence[FunctionBody], limits: Limits) -> tuple[Tool, .
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise AskedWrong("{param} has two functions of the name {name}", param="tools", name=twice[0])
-    return tuple(Tool(name=one.name, description=one.description or "", parameters=one.parameters or {}) for one in functions)
+    return tuple(
+        Tool(name=one.name, description=one.description or "", parameters=one.parameters or {}, strict=bool(one.strict))
+        for one in functions
+    )
 
 
 def choice_of(choice: str | Mapping[str, Any] | None, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], str | None]:
