@@ -94,10 +94,18 @@ def holds(name: str, opening: str, marked: bool, seeds: range) -> None:
         assert not answer.text if name in WHOLE else answer.text.startswith("দেখি।")
 
 
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("name", FEW)
 def test_a_call_that_is_opened_keeps_to_its_tool(name: str) -> None:
-    for place, opening in enumerate(OPENINGS[name]):
-        holds(name, opening, place % 2 == len(name) % 2, range(2))
+    for opening in OPENINGS[name][:2]:
+        holds(name, opening, len(name) % 2 > 0, range(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPENINGS)
+def test_calls_keep_to_their_tools_behind_every_opening(name: str) -> None:
+    for opening in OPENINGS[name]:
+        for marked in (False, True):
+            holds(name, opening, marked, range(2))
 
 
 @pytest.mark.soak
@@ -120,7 +128,7 @@ def test_a_form_beside_tools_leaves_both_ways_open(name: str) -> None:
     begun = OPENINGS[name][0]
     bounded = {"thinking_tokens": 40} if name in ("qwq", "glm_z1") else {}
     for opening, calls in ((begun, True), ('{"na', False), ("Well, {", None)):
-        model, prepared = wanderer(name, opening, marked=calls is not None, schema=PERSON, **bounded)
+        model, prepared = wanderer(name, opening, marked=len(name) % 2 > 0, schema=PERSON, **bounded)
         answer = seeded(model, prepared, 1)
         require_calls(answer)
         assert answer.complete
@@ -139,7 +147,7 @@ QUOTED = {
 }
 
 
-@pytest.mark.parametrize("name", QUOTED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "deepseek_v3_1" else ()) for name in QUOTED])
 def test_a_form_may_quote_a_call(name: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
     model, prepared = wanderer(name, "", marked=False, schema=schema)
@@ -192,9 +200,9 @@ def test_calls_come_with_the_delta_that_completes_them() -> None:
 @pytest.mark.parametrize("name", MANY)
 def test_text_without_a_call_is_not_changed_by_one_token(name: str) -> None:
     model, prepared = wanderer(
-        name, "", marked=True, said='{"name": "Order", "কথা": "<tool_cal> <|tool"} order\n```typescript\nfunctions.x(1)'
+        name, "", marked=len(name) % 2 > 0, said='{"name": "Order", "কথা": "<tool_cal> <|tool"} order\n```typescript\nfunctions.x(1)'
     )
-    for sampling in ({"temperature": 0.0, "max_tokens": 150}, {"temperature": 1.5, "max_tokens": 150}):
+    for sampling in ({"temperature": 0.0, "max_tokens": 100}, {"temperature": 1.5, "max_tokens": 100}):
         held = seeded(model, prepared, 3, **sampling)
         free = seeded(model, Prepared(request=replace(prepared.request, openings=None), parser=prepared.parser), 3, **sampling)
         assert [token.id for token in held.tokens] == [token.id for token in free.tokens]
