@@ -34,6 +34,7 @@ LIMITS: dict[str, Any] = {
 }
 """Given to llguidance here and beside the model. A lexer state takes one to two kilobytes."""
 _SEARCH_S = 0.3
+"""Seconds of processor time for finding what fails."""
 
 
 def bound() -> None:
@@ -115,7 +116,7 @@ class Compiler:
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
 
         def fails(part: dict[str, Any]) -> bool:
-            return time.monotonic() < until and self.error([{"json_schema": {**shared, **part}}], first_mask=False) == message
+            return time.process_time() < until and self.error([{"json_schema": {**shared, **part}}], first_mask=False) == message
 
         steps: list[str | int] = []
         while found := next(((more, part) for more, part in _parts(schema) if fails(part)), None):
@@ -130,7 +131,8 @@ def path_of(steps: Sequence[str | int]) -> str:
 
 def _parts(schema: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
     """Schemas directly within a schema, and the steps to them."""
-    for key, value in schema.items():
+    # A shared part comes before those that refer to it and fail with it.
+    for key, value in sorted(schema.items(), key=lambda one: one[0] not in ("$defs", "definitions")):
         if key in ("properties", "patternProperties", "$defs", "definitions"):
             yield from (((key, name), inner) for name, inner in value.items() if isinstance(inner, dict))
         elif key in ("anyOf", "oneOf", "allOf", "prefixItems"):
@@ -156,10 +158,10 @@ def verdict(compiler: Compiler, request: dict[str, Any]) -> dict[str, Any]:
     if not error:
         return {"grammars": grammars}
     failures: list[dict[str, Any]] = []
-    until = time.monotonic() + _SEARCH_S
+    until = time.process_time() + _SEARCH_S
     for one in grammars:
         schema = one.get("json_schema")
-        if failures and time.monotonic() > until:
+        if failures and time.process_time() > until:
             break
         if isinstance(schema, dict) and (alone := compiler.error([{"json_schema": schema}], first_mask=len(grammars) == 1)):
             steps = compiler.culprit(schema, alone, until)

@@ -42,8 +42,8 @@ KEPT = 32
 """Compiled grammars that an engine keeps."""
 STRING_PARTS = [r'[^"\\\x00-\x1F\x7F]{1,30}', r'[^"\\\x00-\x1F\x7F]+']
 """Sets of tokens worked out once, because most places of JSON strings allow all of them."""
-_SHARES = (None, None, None, None, 0.5, 1.0, 1.0)
-"""How calls are widened until they compile: four times where a part of a schema fails, then so many of the tools as a whole."""
+_SHARES = (*[None] * 6, 0.5, 1.0, 1.0)
+"""How calls are widened until they compile: six times where a part of a schema fails, then so many of the tools as a whole."""
 _WAIT_S = 30.0
 """For the process that compiles first, its start on a busy machine included; its own clock is `COMPILE_S`."""
 

@@ -98,6 +98,16 @@ def test_strict_tools_and_calls_that_must_come_are_refused_by_path(tool: str) ->
         assert caught.value.facts["param"] == "tools"
 
 
+def test_a_shared_part_is_widened_where_it_stands_and_several_parts_one_by_one() -> None:
+    ahead = {"type": "string", "pattern": "(?=a)"}
+    schema = {**argument({"$ref": "#/$defs/x"}), "$defs": {"x": {"type": "array", "items": ahead}}}
+    several = {"type": "object", "properties": dict.fromkeys("abcd", ahead)}
+    found = json.loads(usable("qwen2_5", {"shared": schema, "several": several}).source)["schemas"]
+    text = {"type": "string"}
+    assert found["shared"] == {**schema, "$defs": {"x": {"type": "array", "items": text}}}
+    assert found["several"]["properties"] == dict.fromkeys("abcd", text)
+
+
 def test_a_mistake_is_refused_strict_or_not() -> None:
     model, _ = wanderer("qwen2_5", "", marked=False, tools=LIKE_CLIENTS)
     for schema in ({"type": "array"}, argument({"type": "text"}), {"properties": []}):

@@ -94,6 +94,8 @@ def test_a_form_and_tools_stand_side_by_side() -> None:
         True,
     )
     assert job(tools=[ADD]).one_call is False
+    strict = {"type": "function", "function": {**ADD["function"], "name": "sub", "strict": True}}
+    assert [tool.strict for tool in job(tools=[ADD, strict]).tools] == [False, True]
 
 
 @pytest.mark.parametrize(
