@@ -56,12 +56,12 @@ class Answer:
 
     @property
     def parsed(self) -> Any:
-        """The value of an answer that was held to be JSON; None when it was not, or was cut short.
+        """The value of an answer that was held to be JSON; None when it was not, was cut short, or is a call.
 
         Raises:
             BadText: it is JSON that Python cannot hold: a number of thousands of digits, or a thousand lists within each other.
         """
-        if not (self.is_json and self.complete):
+        if not (self.is_json and self.complete) or self.tool_calls:
             return None
         from json import loads
 

@@ -12,6 +12,7 @@ from khola.chat.thinking import END, START
 from khola.engine import grammar as grammars
 from khola.engine.grammar import Grammar
 from khola.engine.json_schema import SCHEMA_BYTES
+from khola.engine.openings import Openings
 from khola.engine.request import Sampling, Thought
 from khola.errors import AskedWrong, UnknownOption
 
@@ -40,6 +41,7 @@ class Asking(Form, total=False):
     continue_last: bool
     thinking_tokens: int | None
     tool_choice: str | None
+    one_call: bool
     tenant: str
 
 
@@ -103,26 +105,40 @@ def thought_of(
     return Thought(start=START, end=END, opened=prompt.thinking_open, may_open=may_open, most_tokens=most_tokens)
 
 
-def call_of(tools: Sequence[Tool], parser: Parser, tool_choice: str | None) -> Grammar | None:
-    """The grammar of a call that must come; None when the model decides.
+def held(
+    tools: Sequence[Tool], parser: Parser, tool_choice: str | None, form: Grammar | None, *, one_call: bool = False
+) -> tuple[Grammar | None, Openings | None]:
+    """What an answer that may call tools is held to from its beginning, or from the opening of a call on.
 
     Args:
         tools: that are offered.
         parser: of the chat format.
         tool_choice: "auto" or None, "required", or the name of a tool.
+        form: of an answer that calls none.
+        one_call: whether it may call one at most.
     Raises:
         AskedWrong: there is no such tool, or the chat format has no way to call one.
+        BadGrammar: the form cannot stand beside tools.
         BadSchema: the arguments of a tool have a schema that cannot be used.
     """
-    if tool_choice is None or tool_choice == "auto":
-        return None
-    wanted = [tool for tool in tools if tool_choice in ("required", tool.name)]
-    if not wanted:
+    must = tool_choice not in (None, "auto")
+    wanted = [tool for tool in tools if not must or tool_choice in ("required", tool.name)]
+    if must and not wanted:
         raise AskedWrong("tool_choice is {found}; expected auto, required or the name of a tool", found=tool_choice)
+    if not wanted or (parser.call_form is None and not must):
+        return form, None
     if parser.call_form is None:
         raise AskedWrong("the chat format of this model has no form for calls that khola could require")
-    form, signatures = parser.call_form, [(tool.name, tool.parameters) for tool in wanted]
-    return grammars.calls(signatures, before=form.before, between=form.between, after=form.after, key=form.key)
+    signatures = [(tool.name, tool.parameters) for tool in wanted]
+    if must:
+        return grammars.calls(signatures, parser.call_form), None
+    loose = [tool.name for tool in wanted if not tool.strict]
+    found = grammars.calls(signatures, parser.call_form, many=not one_call, text=form, loose=loose)
+    names = tuple(tool.name for tool in wanted)
+    if form is None:
+        return None, Openings(parser.call_form, names, found, many=not one_call)
+    beside = Openings(parser.call_form, names, found, many=not one_call, beside=True)
+    return found, beside if beside.patterns else None
 
 
 def _read(path: Path) -> str:

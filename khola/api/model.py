@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from khola.api.answer import Answer, Score
 from khola.api.asked import sampling_of, tools_of
-from khola.api.form import Asking, Completing, Form, call_of, grammar_of, thought_of
+from khola.api.form import Asking, Completing, Form, grammar_of, held, thought_of
 from khola.api.stream import DeltaStream, PlainText, Prepared, Reader
 from khola.cards.card import Card
 from khola.chat.conversation import conversation
@@ -182,6 +182,7 @@ class Model:
         continue_last: bool = False,
         thinking_tokens: int | None = None,
         tool_choice: str | None = None,
+        one_call: bool = False,
         tenant: str = "",
         **form: Unpack[Form],
     ) -> Prepared:
@@ -194,11 +195,12 @@ class Model:
             thinking: whether it thinks before it answers; None is what the lab does.
             continue_last: the last turn is an assistant's, and the answer goes on where it ends.
             thinking_tokens: a thought of so many tokens is ended; None lets the model think on.
-            tool_choice: "auto" lets the model decide, "required" or the name of a tool make it call.
+            tool_choice: "auto" lets the model decide, "required" or the name of a tool make it call. The arguments have their schema.
+            one_call: an answer in which the model decides to call has one call at most; one that is required is one in any case.
             tenant: on whose behalf; the cache is shared only within it.
-            form: what the answer must look like behind its thought; see `Form`.
+            form: what the answer must look like behind its thought, unless it is a call; see `Form`.
         Raises:
-            BadGrammar, BadSchema: the form cannot be used.
+            BadGrammar, BadSchema: the form, or the schema of a tool, cannot be used.
             NoTemplate: there is no chat format that khola may run.
             ContextOverflow: the conversation leaves no room for an answer.
             UnknownOption: a sampling option that does not exist, or a value out of its range.
@@ -207,9 +209,9 @@ class Model:
         how = sampling_of(self.loaded.sampling, sampling)
         offered, grammar = tools_of(tools), grammar_of(form)
         prompt, parser = self.rendered(messages, tools=offered, thinking=thinking, continue_last=continue_last)
-        call = call_of(offered, parser, tool_choice)
-        if call is not None and grammar is not None:
-            raise AskedWrong("an answer has one form: a call that is required, or another one", hint="leave tool_choice or the form out")
+        if grammar is not None and offered:
+            parser.alone(tuple(tool.name for tool in offered))
+        grammar, openings = held(offered, parser, tool_choice, grammar, one_call=one_call)
         thought = thought_of(prompt, parser, thinking=thinking, goes_on=continue_last, most_tokens=thinking_tokens, model=self.loaded.name)
         ids = prompt_ids(prompt, self.loaded.tokenizer)
         answers = answer_runs(prompt, ids, self.loaded.tokenizer, self.loaded.stop_ids)
@@ -220,7 +222,8 @@ class Model:
             stop_ids=self.loaded.stop_ids,
             shown_ids=shown - self.loaded.stop_ids,
             answers=answers,
-            grammar=call or grammar,
+            grammar=grammar,
+            openings=openings,
             thought=thought,
             tenant=tenant,
         )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from khola.api.answer import Answer, Delta
+from khola.chat.call_form import CallForm
 from khola.chat.parsing import Parsed, Parser
 from khola.chat.thinking import ThoughtTokens
-from khola.chat.tool_calls import CallForm
 from khola.engine.request import Event, Failed, Finished, Request
 
 
@@ -30,6 +30,9 @@ class PlainText:
     thinks = False
     call_form: CallForm | None = None
     marks = ()
+
+    def alone(self, names: tuple[str, ...]) -> None:
+        """There are no calls."""
 
     def push(self, text: str) -> Parsed:
         """Take the next piece."""

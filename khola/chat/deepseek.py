@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from khola.chat.call_form import CallForm, opens
 from khola.chat.message import Asked, Control, Message, Part, Prompt, Tool, ToolCall
 from khola.chat.parsing import AnswerParser
 from khola.chat.thinking import END, START, ThinkingSplitter, open_turn, without_thoughts
-from khola.chat.tool_calls import CallForm, CallGrammar, MarkedCalls, as_json, inside_string, named_call
+from khola.chat.tool_calls import CallGrammar, MarkedCalls, as_json, inside_string, named_call
 from khola.chat.turns import check_thinking, check_turns, joined
 from khola.errors import AskedWrong
 
@@ -54,9 +55,16 @@ def _holds_end(body: str) -> bool:
 
 def _grammar(fenced: bool) -> CallGrammar:
     """Calls of one generation."""
-    before = (_CALLS.token, _CALL.token, *(("function", _SEP.token) if fenced else ()))
+    before = (_CALL.token, *(("function", _SEP.token) if fenced else ()))
     between, close = (("\n```json\n",), ("\n```",)) if fenced else ((_SEP.token,), ())
-    form = CallForm(before, between, (*close, _CALL_END.token, _CALLS_END.token))
+    form = CallForm(
+        before,
+        between,
+        (*close, _CALL_END.token),
+        section=((_CALLS.token,), (_CALLS_END.token,)),
+        gap=("\n",) if fenced else (),
+        openings=(opens(_CALLS.token, "section"), opens(_CALL.token)),
+    )
     return CallGrammar(_CALL.token, _CALL_END.token, _fenced if fenced else _bare, _holds_end, (_CALLS.token, _CALLS_END.token), form)
 
 

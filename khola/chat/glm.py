@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from khola.chat.call_form import NAMES, CallForm, Opening
 from khola.chat.message import Control, Message, Part, Prompt, Tool, ToolCall
 from khola.chat.parsing import AnswerParser
-from khola.chat.tool_calls import CallForm, as_json
+from khola.chat.tool_calls import as_json
 from khola.chat.turns import joined
 
 STOPS = ("<|user|>", "<|observation|>", "<|endoftext|>")
@@ -63,7 +64,7 @@ class NamedCalls:
         names: the tools that were offered.
     """
 
-    form = CallForm(between=("\n",))
+    form = CallForm(between=("\n",), openings=(Opening(rf"[ \t]*(?P<name>{NAMES})[ \t]*\r?\n\s*(?={{)", "arguments", whole=True),))
     marks = ()
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -13,9 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from khola.chat.call_form import CallForm, opens
 from khola.chat.message import Asked, Control, Message, Part, Prompt, ToolCall
 from khola.chat.parsing import AnswerParser
-from khola.chat.tool_calls import CallForm, CallGrammar, MarkedCalls, as_json, inside_string, named_call, tool_json
+from khola.chat.tool_calls import CallGrammar, MarkedCalls, as_json, inside_string, named_call, tool_json
 from khola.chat.turns import check_no_tools, check_thinking, check_turns, joined
 
 STOPS = ("<|im_end|>", "[EOS]")
@@ -78,7 +79,15 @@ class Kimi:
         if not prompt.tool_names:
             return AnswerParser()
         told = sum(part == _CALL for part in prompt.parts)
-        form = CallForm((_CALLS.token, _CALL.token, "functions."), (f":{told}", _ARGUMENTS.token), (_CALL_END.token, _CALLS_END.token))
+        form = CallForm(
+            (_CALL.token, "functions."),
+            (f":{told}", _ARGUMENTS.token),
+            (_CALL_END.token,),
+            section=((_CALLS.token,), (_CALLS_END.token,)),
+            gap=(),
+            counted=True,
+            openings=(opens(_CALLS.token, "section"), opens(_CALL.token)),
+        )
         grammar = CallGrammar(_CALL.token, _CALL_END.token, _read, _holds_end, (_CALLS.token, _CALLS_END.token), form)
         return AnswerParser(calls=MarkedCalls(grammar))
 

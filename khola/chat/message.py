@@ -29,6 +29,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     parameters: dict[str, Any] = {}
     """JSON Schema of its arguments."""
+    strict: bool = False
+    """Refuse the tool where a call cannot be held to all of its schema; a call that must come always is."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

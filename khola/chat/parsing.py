@@ -6,9 +6,11 @@ from typing import Protocol
 
 import msgspec
 
+from khola.chat.call_form import CallForm
+from khola.chat.calls_alone import CallsAlone
 from khola.chat.message import Prompt, ToolCall
 from khola.chat.thinking import END, START, ThinkingSplitter
-from khola.chat.tool_calls import CallForm, CallReader, MarkedCalls
+from khola.chat.tool_calls import CallReader, MarkedCalls
 
 
 class Parsed(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,9 @@ class Parser(Protocol):
     def marks(self) -> tuple[str, ...]:
         """What it finds its way by: even a special token of this spelling belongs to the text."""
 
+    def alone(self, names: tuple[str, ...]) -> None:
+        """Read calls of these tools only where the answer begins with one: its text was held to a form."""
+
     def push(self, text: str) -> Parsed:
         """Take the next piece."""
 
@@ -55,6 +60,11 @@ class AnswerParser:
         self.thinks = thinking is not None
         self.call_form: CallForm | None = calls.form if calls else None
         self.marks = ((START, END) if thinking else ()) + (calls.marks if calls else ())
+
+    def alone(self, names: tuple[str, ...]) -> None:
+        """Read calls of these tools only where the answer begins with one: its text was held to a form."""
+        if self._calls is not None and self.call_form is not None:
+            self._calls = CallsAlone(self._calls, self.call_form, names)
 
     def push(self, text: str) -> Parsed:
         """Take the next piece."""

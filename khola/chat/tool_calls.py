@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from khola.chat.call_form import NAMES, CallForm, Opening, opens
 from khola.chat.message import Control, Part, Tool, ToolCall
 from khola.chat.thinking import held_back
 
@@ -27,6 +28,11 @@ _PYTHON_TAG = "<|python_tag|>"
 _JSON_CALL = ('{"name":', '{"type":', '{"function":', '{"parameters":', '{"arguments":')
 """How a bare JSON call begins, once its spaces are taken out."""
 _PYTHON_CALL = re.compile(r"\[\s*([A-Za-z_][\w.]*\s*(\(.*)?)?", re.DOTALL)
+_JSON_NAME = r'"\s*:\s*"(?P<name>' + NAMES + ')"'
+_JSON_OPENINGS = (
+    Opening(r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"(?:name|function)' + _JSON_NAME, "name", whole=True),
+    Opening(r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"function"\s*:\s*\{\s*"name' + _JSON_NAME, "name", whole=True, more="}"),
+)
 _LONGEST_PYTHON = 65_536
 """Characters; the Python parser needs many times the memory of its text."""
 
@@ -55,17 +61,6 @@ def hermes_call(call: ToolCall) -> tuple[Part, ...]:
     """A call in the history, in the words of Qwen2.5's template."""
     body = f'\n{{"name": "{call.name}", "arguments": {as_json(call.arguments)}}}\n'
     return ("\n", Control(START, plain=True), body, Control(END, plain=True))
-
-
-@dataclass(frozen=True)
-class CallForm:
-    """How a format writes one call, for those who require one: marks and texts around the tool's name and its arguments in JSON."""
-
-    before: tuple[str, ...] = ()
-    between: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    key: str = ""
-    """What a JSON object that holds both calls the arguments; empty where they stand by themselves, `between` apart."""
 
 
 class CallReader(Protocol):
@@ -115,7 +110,8 @@ class MarkedCalls:
         self._grammar = grammar or HERMES
         self.form = self._grammar.form if offered else None
         self._marks = (*((self._grammar.start,) if offered else ()), *self._grammar.around)
-        inner = (*self.form.before, *self.form.between, *self.form.after) if self.form else ()
+        form = self.form
+        inner = (*form.before, *form.between, *form.after, *form.section[0], *form.section[1]) if form else ()
         self.marks = (*self._marks, *((self._grammar.end, *inner) if offered else ()))
         self._held = ""
         self._in_call = False
@@ -188,7 +184,7 @@ class WholeAnswerCalls:
         python: also read `[name(key=value), …]`.
     """
 
-    form = CallForm(key="parameters")
+    form = CallForm(key="parameters", openings=(*_JSON_OPENINGS, Opening(r"\s*" + re.escape(_PYTHON_TAG), "call", whole=True)))
     marks = (_PYTHON_TAG,)
 
     def __init__(self, names: Sequence[str], *, python: bool = False) -> None:
@@ -314,5 +310,6 @@ def inside_string(text: str) -> bool:
     return False
 
 
-HERMES = CallGrammar(START, END, read_call, inside_string, form=CallForm(before=(START, "\n"), after=("\n", END), key="arguments"))
+_HERMES_FORM = CallForm(before=(START, "\n"), after=("\n", END), key="arguments", gap=("\n",), openings=(opens(START),))
+HERMES = CallGrammar(START, END, read_call, inside_string, form=_HERMES_FORM)
 """A JSON object between `<tool_call>` marks."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from khola.chat.call_form import CallForm
 from khola.engine.json_schema import checked_schema, read_schema
+from khola.engine.tagged import check_tagged
 from khola.errors import BadGrammar, BadSchema
 
 Kind = Literal["json_schema", "json_object", "regex", "choice", "lark", "gbnf", "calls"]
@@ -23,6 +25,7 @@ SOURCE_BYTES = 64 << 10
 """Of a grammar, or of all choices together."""
 MAX_CHOICES = 1_000
 MAX_RULES = 1_000
+_JSON = ("json_schema", "json_object")
 WHITESPACE = r"(?: |\r?\n[ \t]{0,40})"
 """What may stand between the parts of JSON: enough for one line or for an indented page, too little for a model to lose itself in."""
 
@@ -41,8 +44,10 @@ class Grammar:
 
     @property
     def is_json(self) -> bool:
-        """Whether everything that it allows is one JSON value."""
-        return self.kind in ("json_schema", "json_object")
+        """Whether every text that it allows is one JSON value; calls beside it are no text."""
+        if self.kind == "calls":
+            return (json.loads(self.source)["text"] or {}).get("kind") in _JSON
+        return self.kind in _JSON
 
 
 def json_schema(schema: Mapping[str, Any] | str) -> Grammar:
@@ -110,27 +115,56 @@ def notation(source: str) -> Grammar:
 
 
 def calls(
-    signatures: Sequence[tuple[str, Mapping[str, Any]]], *, before: Sequence[str], between: Sequence[str], after: Sequence[str], key: str
+    signatures: Sequence[tuple[str, Mapping[str, Any]]],
+    form: CallForm,
+    *,
+    many: bool = False,
+    text: Grammar | None = None,
+    loose: Collection[str] = (),
 ) -> Grammar:
-    """One call of one of several tools, as a chat format writes it.
+    """A call of one of several tools, as a chat format writes it.
 
     Args:
         signatures: names of tools and schemas of their arguments.
-        before, between, after: marks and texts around the name and the arguments.
-        key: what one object that holds both calls the arguments; empty where name and arguments stand by themselves.
+        form: of the chat format.
+        many: further calls may follow, where the format has room for them.
+        text: what may stand there instead; it is not in GBNF.
+        loose: names of tools whose arguments are held to as much of their schema as can be; keywords that cannot be followed are left out.
     Raises:
-        BadSchema: a schema cannot be used; the path begins with the tool's name.
+        BadGrammar: the text is held to GBNF.
+        BadSchema: a schema cannot be used; the path begins with the tool's name, and the fact `param` is "tools".
     """
-    found: dict[str, Any] = {}
+    if text is not None and text.kind == "gbnf":
+        raise BadGrammar("a grammar in GBNF cannot stand beside tools", hint="write it in Lark's notation")
+    try:
+        schemas = _schemas(signatures, loose)
+        if form.tags:
+            check_tagged(schemas, loose)
+    except BadSchema as error:
+        error.facts["param"] = "tools"
+        raise
+    told = {
+        "form": asdict(form) | {"openings": ()},
+        "schemas": schemas,
+        "loose": [name for name in schemas if name in loose],
+        "open": {},
+        "many": many and form.gap is not None,
+        "text": asdict(text) if text else None,
+    }
+    return Grammar("calls", json.dumps(told, ensure_ascii=False))
+
+
+def _schemas(signatures: Sequence[tuple[str, Mapping[str, Any]]], loose: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The checked schemas of arguments, which are objects, by the names of their tools."""
+    schemas: dict[str, dict[str, Any]] = {}
     for name, parameters in signatures:
-        arguments = checked_schema(read_schema(parameters or {"type": "object"}), path=name)
-        if {"$ref", "$defs", "definitions"} & arguments.keys():
-            raise BadSchema("{path}: the arguments of a tool that must be called may not use $ref", path=name)
-        fields = {"name": {"const": name}, key: arguments}
-        whole = {"type": "object", "properties": fields, "required": ["name", key], "additionalProperties": False}
-        found[name] = whole if key else arguments
-    form = {"before": before, "between": between, "after": after, "joined": bool(key), "schemas": found}
-    return Grammar("calls", json.dumps(form, ensure_ascii=False))
+        schema = checked_schema(read_schema(parameters), path=name, loose=name in loose)
+        if schema.setdefault("type", "object") != "object":
+            raise BadSchema(
+                "{path} is {found}; expected {expected}", path=f"{name}.type", found=str(schema["type"])[:80], expected="object"
+            )
+        schemas[name] = schema
+    return schemas
 
 
 def _bounded(source: str, what: str, most: int) -> None:

@@ -4,7 +4,8 @@ A grammar may be written so that compiling it takes minutes, gigabytes or more s
 is compiled here before it is compiled beside the model: the work is the same, but for the vocabulary, which is that of single bytes here.
 
 Run as a program, never imported for its functions: `python -I -S grammar_worker.py FOLDER`, the folder being where llguidance lies. It
-reads one JSON object from stdin and writes one to stdout: `{"grammars": […]}` as llguidance takes them, or `{"error": …, "path": …}`.
+reads one JSON object from stdin and writes one to stdout: `{"grammars": […]}` as llguidance takes them, or
+`{"error": …, "path": …, "part": …, "failures": […]}`, which tell the first schema that fails, and all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 COMPILE_S = 0.5
@@ -33,6 +34,7 @@ LIMITS: dict[str, Any] = {
 }
 """Given to llguidance here and beside the model. A lexer state takes one to two kilobytes."""
 _SEARCH_S = 0.3
+"""Seconds of processor time for finding what fails."""
 
 
 def bound() -> None:
@@ -109,29 +111,34 @@ class Compiler:
 
         return gbnf_to_lark(gbnf)
 
-    def culprit(self, schema: dict[str, Any], message: str) -> str:
-        """Path of the innermost part of a schema that fails alone with the same words, as far as a short search finds."""
+    def culprit(self, schema: dict[str, Any], message: str, until: float) -> list[str | int]:
+        """Steps to the innermost part of a schema that fails alone with the same words, as far as a short search finds."""
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        until = time.monotonic() + _SEARCH_S
 
         def fails(part: dict[str, Any]) -> bool:
-            return time.monotonic() < until and self.error([{"json_schema": {**shared, **part}}], first_mask=False) == message
+            return time.process_time() < until and self.error([{"json_schema": {**shared, **part}}], first_mask=False) == message
 
-        path = "$"
-        while found := next(((path + name, part) for name, part in _parts(schema) if fails(part)), None):
-            path, schema = found
-        return path
+        steps: list[str | int] = []
+        while found := next(((more, part) for more, part in _parts(schema) if fails(part)), None):
+            steps, schema = [*steps, *found[0]], found[1]
+        return steps
 
 
-def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Schemas directly within a schema, with their paths."""
-    for key, value in schema.items():
+def path_of(steps: Sequence[str | int]) -> str:
+    """How a place in a schema is told."""
+    return "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
+    """Schemas directly within a schema, and the steps to them."""
+    # A shared part comes before those that refer to it and fail with it.
+    for key, value in sorted(schema.items(), key=lambda one: one[0] not in ("$defs", "definitions")):
         if key in ("properties", "patternProperties", "$defs", "definitions"):
-            yield from ((f".{key}.{name}", inner) for name, inner in value.items() if isinstance(inner, dict))
+            yield from (((key, name), inner) for name, inner in value.items() if isinstance(inner, dict))
         elif key in ("anyOf", "oneOf", "allOf", "prefixItems"):
-            yield from ((f".{key}[{index}]", inner) for index, inner in enumerate(value) if isinstance(inner, dict))
+            yield from (((key, index), inner) for index, inner in enumerate(value) if isinstance(inner, dict))
         elif key in ("items", "additionalProperties") and isinstance(value, dict):
-            yield f".{key}", value
+            yield (key,), value
 
 
 def verdict(compiler: Compiler, request: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +157,16 @@ def verdict(compiler: Compiler, request: dict[str, Any]) -> dict[str, Any]:
     unbound()
     if not error:
         return {"grammars": grammars}
-    schema = grammars[0].get("json_schema")
-    return {"error": error, "path": compiler.culprit(schema, error) if isinstance(schema, dict) else ""}
+    failures: list[dict[str, Any]] = []
+    until = time.process_time() + _SEARCH_S
+    for one in grammars:
+        schema = one.get("json_schema")
+        if failures and time.process_time() > until:
+            break
+        if isinstance(schema, dict) and (alone := compiler.error([{"json_schema": schema}], first_mask=len(grammars) == 1)):
+            steps = compiler.culprit(schema, alone, until)
+            failures.append({"error": alone, "path": path_of(steps), "part": one.get("name", ""), "steps": steps})
+    return {**(failures[0] if failures else {"error": error, "path": ""}), "failures": failures}
 
 
 def main() -> None:

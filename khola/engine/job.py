@@ -78,6 +78,11 @@ class Job:
         sequence = self.sequence
         return sequence.pending == 1 and bool(sequence.pages) and not sequence.every_row and not self.reads_only
 
+    @property
+    def _free(self) -> bool:
+        """Whether any token may come next."""
+        return self._constraint is None or self._constraint.free
+
     def draft(self) -> Draft | None:
         """A guess at what comes after the newest token, never beyond the longest answer; None without one."""
         most = self._output.left - 1
@@ -94,7 +99,7 @@ class Job:
         wanted = range(rows) if sequence.every_row else range(len(ids) - 1 if last else rows, rows)
         draws = 1 + drafts if last and not self.reads_only else 0
         answers = sequence.answers(sequence.known, sequence.known + rows)
-        best = self._chooser.num_best if self._constraint is None and not sequence.every_row else 0
+        best = self._chooser.num_best if self._free and not sequence.every_row else 0
         states = (sequence.held.now, sequence.held.next) if sequence.held.next >= 0 else None
         kept = Kept() if sequence.further else None
         return Part(ids + sequence.drafts[:drafts], sequence.known, sequence.pages, wanted, drafts, answers, draws, best, states, kept)
@@ -134,7 +139,7 @@ class Job:
         if self.reads_only:
             return [*events, self.finish("stop" if self.request.embedding else "length", now)]
         guesses = part.ids[len(part.ids) - part.drafts :]
-        return events + self._answer(rows[len(rows) - 1 - part.drafts :], guesses, now)
+        return events + self._answer(rows[len(rows) - 1 - part.drafts :], guesses, now, best_only=part.best > 0)
 
     def finish(self, reason: FinishReason, now: float) -> Finished:
         """The last event of a request that was answered or cancelled."""
@@ -149,7 +154,7 @@ class Job:
         self.ended = True
         return Failed(self.request, error)
 
-    def _answer(self, rows: NDArray[np.float32] | Scores, guesses: Iterable[int], now: float) -> list[Event]:
+    def _answer(self, rows: NDArray[np.float32] | Scores, guesses: Iterable[int], now: float, *, best_only: bool) -> list[Event]:
         """Choose the next token, and go on for as long as the rows that follow were computed from the tokens that were chosen."""
         speculator, drafted, right = self._speculator, len(rows) - 1, 0
         speculator.drafted += drafted
@@ -159,8 +164,9 @@ class Job:
                 break
             right += 1
             # Numbers behind a guess that are not finite are left to the next step, which fails after what was good has been told.
+            # So is a row of which only the best logits are exact, once a call holds that chooses among all of them.
             row = row_of(rows, at)
-            if self.ended or not self._chooser.can_choose(row):
+            if self.ended or (best_only and not self._free) or not self._chooser.can_choose(row):
                 break
             speculator.accepted += 1
             events += self._next(row, now)

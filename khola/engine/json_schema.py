@@ -35,6 +35,14 @@ DIALECTS = (
     "http://json-schema.org/draft-07/schema",
     "http://json-schema.org/draft-06/schema",
 )
+OTHER_DIALECTS = (
+    "http://json-schema.org/schema",
+    "http://json-schema.org/draft-04/schema",
+    "https://json-schema.org/draft-04/schema",
+    "https://json-schema.org/draft-06/schema",
+    "https://json-schema.org/draft-07/schema",
+)
+"""Older ones and other spellings, read for calls that are held as far as they can be."""
 TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 _COUNTS = frozenset(("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength"))
@@ -63,35 +71,38 @@ def read_schema(schema: Mapping[str, Any] | str) -> dict[str, Any]:
     return found
 
 
-def checked_schema(schema: dict[str, Any], path: str = "$") -> dict[str, Any]:
+def checked_schema(schema: dict[str, Any], path: str = "$", *, loose: bool = False) -> dict[str, Any]:
     """The schema with nothing left in it but what the answer is held to.
 
     Args:
         schema: bounded JSON.
         path: what its outermost object is called.
+        loose: leave out what cannot be followed; what is left lets at least as much through. Mistakes are refused all the same.
     Raises:
         BadSchema: a keyword is unknown or cannot be followed, or its value is of the wrong type; the message has its path.
     """
-    found = _checked(schema, path)
+    found = _checked(schema, path, loose)
     assert isinstance(found, dict)
     dialect = schema.get("$schema", DIALECTS[0])
     if not isinstance(dialect, str) or dialect.rstrip("#") not in DIALECTS:
+        if loose and isinstance(dialect, str):
+            return found if dialect.rstrip("#") in OTHER_DIALECTS else {"type": "object"}
         raise BadSchema("{path}.$schema is {found}; khola reads JSON Schema 2020-12", path=path, found=str(dialect)[:200])
     return found
 
 
-def _checked(schema: Any, path: str) -> dict[str, Any] | bool:
+def _checked(schema: Any, path: str, loose: bool) -> dict[str, Any] | bool:
     """One schema, and all within it."""
     if isinstance(schema, bool):
         return schema
     if not isinstance(schema, dict):
         raise BadSchema("{path} is {found}; expected a schema", path=path, found=type(schema).__name__)
-    return {key: kept for key, value in schema.items() for kept in _keyword(key, value, f"{path}.{key}")}
+    return {key: kept for key, value in schema.items() for kept in _keyword(key, value, f"{path}.{key}", loose)}
 
 
-def _keyword(key: str, value: Any, path: str) -> Iterator[Any]:
+def _keyword(key: str, value: Any, path: str, loose: bool) -> Iterator[Any]:
     """The value of a keyword if the answer is held to it."""
-    if key in ABOUT or (key == "uniqueItems" and value is False):
+    if key in ABOUT or (key == "uniqueItems" and value is False) or (loose and _is_beyond(key, value)):
         return
     if key not in FOLLOWED:
         raise BadSchema(
@@ -100,18 +111,26 @@ def _keyword(key: str, value: Any, path: str) -> Iterator[Any]:
     if key in _MAPS:
         if not isinstance(value, dict):
             raise _wrong(path, value, "an object of schemas")
-        yield {name: _checked(inner, f"{path}.{name}") for name, inner in value.items()}
+        yield {name: _checked(inner, f"{path}.{name}", loose) for name, inner in value.items()}
     elif key in _LISTS:
         if not isinstance(value, list) or not value:
             raise _wrong(path, value, "a list of at least one schema")
-        yield [_checked(inner, f"{path}[{index}]") for index, inner in enumerate(value)]
+        yield [_checked(inner, f"{path}[{index}]", loose) for index, inner in enumerate(value)]
     elif key in _ONE:
         if isinstance(value, list):
             raise BadSchema("{path} is a list, as older drafts had it", hint="call it prefixItems", path=path)
-        yield _checked(value, path)
+        yield _checked(value, path, loose)
     else:
         _check_value(key, value, path)
         yield value
+
+
+def _is_beyond(key: str, value: Any) -> bool:
+    """Whether a keyword means something that no answer is held to: unknown ones, names of other formats and places, older drafts' forms."""
+    if key in ("format", "$ref"):
+        return isinstance(value, str) and (value not in FORMATS if key == "format" else not value.startswith("#"))
+    older = (key == "items" and isinstance(value, list)) or (key in ("exclusiveMinimum", "exclusiveMaximum") and isinstance(value, bool))
+    return older or key not in FOLLOWED
 
 
 def _check_value(key: str, value: Any, path: str) -> None:

@@ -11,11 +11,13 @@ Source   llguidance, https://github.com/guidance-ai/llguidance: derivatives of r
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,8 +25,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from khola.engine.calls import call_grammars, marks_of
 from khola.engine.grammar import WHITESPACE, Grammar
 from khola.engine.grammar_worker import COMPILE_S, LIMITS, told
+from khola.engine.widened import widened
 from khola.errors import BadGrammar, BadSchema, OurFault
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ KEPT = 32
 """Compiled grammars that an engine keeps."""
 STRING_PARTS = [r'[^"\\\x00-\x1F\x7F]{1,30}', r'[^"\\\x00-\x1F\x7F]+']
 """Sets of tokens worked out once, because most places of JSON strings allow all of them."""
+_SHARES = (*[None] * 6, 0.5, 1.0, 1.0)
+"""How calls are widened until they compile: six times where a part of a schema fails, then so many of the tools as a whole."""
 _WAIT_S = 30.0
 """For the process that compiles first, its start on a busy machine included; its own clock is `COMPILE_S`."""
 
@@ -85,39 +91,96 @@ class Grammars:
         self._vocabulary = vocabulary
         self._stop_ids = frozenset(stop_ids)
         self._turn = threading.Lock()
+        self._shelf = threading.Lock()
         self._bridge: Bridge | None = None
         self._kept: OrderedDict[tuple[Grammar, bool], LLMatcher] = OrderedDict()
+        self._usable: OrderedDict[Grammar, Grammar] = OrderedDict()
 
-    def matcher(self, grammar: Grammar, *, begins_text: bool) -> Matcher:
+    def matcher(self, grammar: Grammar, *, begins_text: bool, is_part: bool = False) -> Matcher:
         """What a request with this grammar follows.
 
         Args:
             grammar: of the answer.
             begins_text: nothing stands in the answer before; where decoding drops a leading space, one is then put in front.
+            is_part: it is part of one that was compiled, and needs no process that tries it first.
         Raises:
             BadGrammar, BadSchema: it cannot be compiled within its bounds, or matches nothing.
         """
-        spaced = begins_text and self._vocabulary.strips_space
-        with self._turn:
-            key = (grammar, spaced)
-            if key not in self._kept:
-                self._kept[key] = self._compiled(grammar, spaced)
-                if len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            assert self._bridge is not None
-            return Matcher(self._kept[key].deep_copy(), self._bridge, self._bridge.mark_ids(grammar))
+        key = (grammar, begins_text and self._vocabulary.strips_space)
+        state = self._copied(key)
+        if state is None:
+            # What is compiled while answers are made waits for no stranger's grammar.
+            with nullcontext() if is_part else self._turn:
+                state = self._copied(key) or self._keep(key, self._compiled(*key, is_part))
+        assert self._bridge is not None
+        return Matcher(state, self._bridge, self._bridge.mark_ids(grammar))
 
-    def _compiled(self, grammar: Grammar, spaced: bool) -> LLMatcher:
+    def usable(self, grammar: Grammar) -> Grammar:
+        """A grammar of calls that compiles: itself, or one that holds tools to less where it may; its parts need no process then.
+
+        Raises:
+            BadGrammar, BadSchema: there is none.
+        """
+        found = self._known(grammar)
+        if found is None:
+            with self._turn:
+                found = self._known(grammar) or self._widened(grammar)
+            with self._shelf:
+                self._usable[grammar] = found
+                if len(self._usable) > KEPT:
+                    self._usable.popitem(last=False)
+        return found
+
+    def _known(self, grammar: Grammar) -> Grammar | None:
+        """What was found of late to be usable."""
+        with self._shelf:
+            if grammar in self._usable:
+                self._usable.move_to_end(grammar)
+            return self._usable.get(grammar)
+
+    def _widened(self, grammar: Grammar) -> Grammar:
+        """A grammar of calls as wide as it must be."""
+        for share in _SHARES:
+            check = Check()
+            try:
+                answer = check.answer(grammar)
+            finally:
+                check.close()
+            if "error" not in answer:
+                return grammar
+            failures = answer.get("failures", []) if share is None else []
+            wider = widened(grammar, failures, share or 0.5)
+            if wider is None:
+                break
+            grammar = wider
+        raise refused(grammar, answer["error"], answer.get("path", ""), answer.get("part", ""))
+
+    def _copied(self, key: tuple[Grammar, bool]) -> LLMatcher | None:
+        """The start of a grammar that was compiled lately."""
+        with self._shelf:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key].deep_copy()
+
+    def _keep(self, key: tuple[Grammar, bool], state: LLMatcher) -> LLMatcher:
+        """Remember a compiled grammar."""
+        with self._shelf:
+            self._kept[key] = state
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return state.deep_copy()
+
+    def _compiled(self, grammar: Grammar, spaced: bool, is_part: bool) -> LLMatcher:
         """A grammar compiled for the vocabulary, after a process of its own has compiled it for bytes."""
         from llguidance import LLMatcher, LLParserLimits
 
-        check = None if grammar.kind in ("choice", "json_object") else Check()
+        check = None if is_part or grammar.kind in ("choice", "json_object") else Check()
         try:
             if self._bridge is None:
                 self._bridge = Bridge(self._vocabulary, self._stop_ids)
             if check is None:
-                grammars = assembled(grammar)
+                grammars = assembled(grammar, self._bridge)
             else:
                 passed = check.passed(grammar)
                 grammars = passed if grammar.kind == "gbnf" else assembled(grammar, self._bridge)
@@ -173,14 +236,13 @@ class Bridge:
 
     def mark_ids(self, grammar: Grammar) -> frozenset[int]:
         """Control tokens that are part of what a grammar allows: the marks around a call, where they are tokens."""
-        asked = json.loads(grammar.source) if grammar.kind == "calls" else {}
-        marks = [mark for part in ("before", "between", "after") for mark in asked.get(part, ())]
+        marks = marks_of(json.loads(grammar.source)) if grammar.kind == "calls" else []
         return frozenset(found for mark in marks if (found := self.vocabulary.id_of(mark)) in self.vocabulary.control_ids)
 
     def spelled(self, mark: str) -> str:
         """A mark in Lark's notation: a token where it is one, else text."""
         found = self.vocabulary.id_of(mark)
-        return f"<[{found}]>" if found in self.vocabulary.control_ids else json.dumps(mark)
+        return f"<[{found}]>" if found in self.vocabulary.control_ids else spelled(mark)
 
     def _bits(self, ids: Iterable[int], *, inside: bool) -> Bits:
         """One bit a token, set for these ids or for all others."""
@@ -204,6 +266,7 @@ class Matcher:
         for index in mark_ids:
             self._plain_W[index // WORD] |= np.uint32(1 << index % WORD)
         self._ends_W = bridge.ends_W
+        self._tokenizer = bridge.tokenizer
         self._special = frozenset(bridge.special_token_ids) - mark_ids
 
     @property
@@ -238,6 +301,20 @@ class Matcher:
         """
         if not self._state.consume_token(token):
             self._complain()
+
+    def takes(self, text: bytes) -> bool:
+        """Whether text may come next; where its last letters begin a character, that counts too."""
+        ids = self._tokenizer.tokenize_bytes(text)
+        return bool(self._state.validate_tokens(ids) == len(ids))
+
+    def write(self, text: bytes) -> None:
+        """Take text that came within a token before the grammar held.
+
+        Raises:
+            BadGrammar: it does not follow.
+        """
+        for token in self._tokenizer.tokenize_bytes(text):
+            self.push(token)
 
     def forced(self) -> list[int]:
         """The tokens that must come next, as the model would write them; empty where there is a choice. For speculation."""
@@ -276,18 +353,23 @@ class Check:
         Raises:
             BadGrammar, BadSchema: it was not, with the reason.
         """
+        found = self.answer(grammar)
+        if "error" in found:
+            raise refused(grammar, found["error"], found.get("path", ""), found.get("part", ""))
+        grammars: list[dict[str, Any]] = found["grammars"]
+        return grammars
+
+    def answer(self, grammar: Grammar) -> dict[str, Any]:
+        """What the process says; see `grammar_worker`."""
         request = {"gbnf": grammar.source} if grammar.kind == "gbnf" else {"grammars": assembled(grammar)}
         try:
             answer, _ = self._process.communicate(json.dumps(request).encode(), timeout=_WAIT_S)
         except subprocess.TimeoutExpired:
             answer = b""
         if not answer:
-            raise refused(grammar, f"compiling it takes more than {COMPILE_S:g} s of processor time, or more memory than it may")
+            return {"error": f"compiling it takes more than {COMPILE_S:g} s of processor time, or more memory than it may"}
         found: dict[str, Any] = json.loads(answer)
-        if "error" in found:
-            raise refused(grammar, found["error"], found.get("path", ""))
-        grammars: list[dict[str, Any]] = found["grammars"]
-        return grammars
+        return found
 
     def close(self) -> None:
         """End the process; does nothing when it has ended."""
@@ -298,10 +380,12 @@ class Check:
 
 def assembled(grammar: Grammar, bridge: Bridge | None = None) -> list[dict[str, Any]]:
     """A grammar in llguidance's form; marks of calls are text where no vocabulary is given."""
-    if grammar.is_json:
+    if grammar.kind in ("json_schema", "json_object"):
         return [_json(json.loads(grammar.source))]
     if grammar.kind == "calls":
-        return _calls(json.loads(grammar.source), bridge)
+        told = json.loads(grammar.source)
+        beside = [{**assembled(Grammar(**told["text"]))[0], "name": "text"}] if told["text"] and not told.get("opened") else []
+        return call_grammars(told, bridge.spelled if bridge else spelled, _json) + beside
     if grammar.kind == "choice":
         return [{"lark_grammar": "start: " + " | ".join(map(json.dumps, json.loads(grammar.source)))}]
     if grammar.kind == "regex":
@@ -312,16 +396,9 @@ def assembled(grammar: Grammar, bridge: Bridge | None = None) -> list[dict[str, 
     return [{"lark_grammar": grammar.source}]
 
 
-def _calls(asked: dict[str, Any], bridge: Bridge | None) -> list[dict[str, Any]]:
-    """One call: name and arguments between marks, or in one object between them."""
-    schemas: dict[str, Any] = asked["schemas"]
-    spelled = bridge.spelled if bridge else json.dumps
-    before, between, after = (" ".join(map(spelled, asked[part])) for part in ("before", "between", "after"))
-    if asked["joined"]:
-        whole = _json({"anyOf": list(schemas.values())})
-        return [{"lark_grammar": f"start: {before} @call {after}"}, {**whole, "name": "call"}] if before or after else [whole]
-    ways = " | ".join(f"{before} {json.dumps(name)} {between} @call{number} {after}" for number, name in enumerate(schemas))
-    return [{"lark_grammar": f"start: {ways}"}, *({**_json(one), "name": f"call{number}"} for number, one in enumerate(schemas.values()))]
+def spelled(text: str) -> str:
+    """A text in Lark's notation."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
@@ -329,8 +406,19 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"json_schema": {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}}}
 
 
-def refused(grammar: Grammar, why: str, path: str = "") -> BadGrammar:
-    """The error of a grammar that cannot be compiled."""
+def refused(grammar: Grammar, why: str, path: str = "", part: str = "") -> BadGrammar:
+    """The error of a grammar that cannot be compiled.
+
+    Args:
+        grammar: that cannot be.
+        why: what its compiler says.
+        path: of the schema's part that it fails at.
+        part: the name of the schema, where there are several: the kind of part, and the number of a tool.
+    """
+    number = re.match(r"(?:args|value)(\d+)", part)
+    if number:
+        tool = list(json.loads(grammar.source)["schemas"])[int(number[1])]
+        return BadSchema("the schema cannot be used at {path}: {why}", path=tool + path.removeprefix("$"), why=why, param="tools")
     if path:
         return BadSchema("the schema cannot be used at {path}: {why}", path=path, why=why)
     if grammar.kind in ("json_schema", "calls"):

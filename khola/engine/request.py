@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from khola.engine.grammar import Grammar
+from khola.engine.openings import Openings
 from khola.errors import KholaError
 
 _numbers = itertools.count(1)
@@ -93,6 +94,8 @@ class Request:
     """Requests of different tenants never share pages of the cache."""
     grammar: Grammar | None = None
     """What form the answer has, behind its thought."""
+    openings: Openings | None = None
+    """What opens a call that is then held to its tool; the answer is free otherwise, or has its grammar."""
     thought: Thought | None = None
     """Where the thought ends; needed with a grammar, or to bound the thought."""
     number: int = field(default_factory=lambda: next(_numbers))

@@ -145,8 +145,10 @@ class Chooser:
         """
         if isinstance(logits_V, np.ndarray):
             told = self._chosen(logits_V[: self.num_tokens], position, constraint)
-        elif constraint is None and self.num_best:
+        elif self.num_best and (constraint is None or constraint.free):
             told = TokenInfo(self._best(logits_V, position))
+            if constraint is not None and not constraint.fits(told.id):
+                told = self._chosen(logits_V.whole()[: self.num_tokens], position, constraint)
         else:
             told = self._chosen(logits_V.whole()[: self.num_tokens], position, constraint)
         self._changes.add(told.id)

@@ -27,6 +27,8 @@ class ChatJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tools: tuple[Tool, ...] = ()
     tool_choice: str | None = None
     """What `khola.api.Model.stream` takes: "auto", "required", or the name of a tool."""
+    one_call: bool = False
+    """Whether an answer may have one call at most."""
     thinking: bool | None = None
     thinking_tokens: int | None = None
     continue_last: bool = False

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 
+from khola.chat.call_form import NAMES, CallForm, Opening, opens
 from khola.chat.message import Asked, Control, Part, Prompt, ToolCall
 from khola.chat.parsing import AnswerParser
-from khola.chat.tool_calls import CallForm, CallGrammar, MarkedCalls, as_json, inside_string, named_call, tool_json
+from khola.chat.tool_calls import CallGrammar, MarkedCalls, as_json, inside_string, named_call, tool_json
 from khola.chat.turns import check_thinking, check_turns, imaged, joined
 
 NAME = "minimax"
@@ -20,7 +21,7 @@ _BEGIN, _END, _CALL = Control("<beginning_of_sentence>"), Control("<end_of_sente
 _IMAGE = Control("<image>", plain=True)
 _FENCE = "```typescript"
 _HEADS = {"system": "system ai_setting=assistant", "user": "user name=user", "assistant": "ai name=assistant"}
-_LINE = re.compile(r"\s*functions\.([\w.-]+)\((.*)\)\s*;?\s*", re.DOTALL)
+_LINE = re.compile(r"\s*functions\.([^\s(]+)\((.*)\)\s*;?\s*", re.DOTALL)
 OPENING: tuple[Part, ...] = (_BEGIN, f"{_HEADS['assistant']}\n")
 
 
@@ -73,5 +74,12 @@ def _holds_end(body: str) -> bool:
     return inside_string(body[body.find("{") :])
 
 
-_FORM = CallForm((_CALL.token, f"{_FENCE}\nfunctions."), ("(",), (")\n```",))
+_FORM = CallForm(
+    ("functions.",),
+    ("(",),
+    (")",),
+    section=((_CALL.token, f"{_FENCE}\n"), ("\n```",)),
+    gap=("\n",),
+    openings=(opens(_CALL.token, "section"), Opening(rf"{_FENCE}\nfunctions\.(?P<name>{NAMES})\(", "arguments")),
+)
 _GRAMMAR = CallGrammar(_FENCE, "```", _read, _holds_end, (_CALL.token,), _FORM)

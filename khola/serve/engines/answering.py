@@ -160,6 +160,7 @@ def prepared_chat(model: Model, job: ChatJob) -> Prepared:
         continue_last=job.continue_last,
         thinking_tokens=job.thinking_tokens,
         tool_choice=job.tool_choice,
+        one_call=job.one_call,
         tenant=job.tenant,
         **form_of(job.form),
     )

@@ -272,9 +272,9 @@ def tenant_of(ask: wire.Ask) -> str:
 
 
 def compiles(ask: wire.Ask) -> bool:
-    """Whether a message asks for a form, which is compiled in a process of its own."""
+    """Whether a message asks for a form, or offers tools: both are compiled in a process of its own."""
     if isinstance(ask, wire.Chat):
-        return bool(ask.job.form) or ask.job.tool_choice not in (None, "auto")
+        return bool(ask.job.form or ask.job.tools)
     return isinstance(ask, wire.Continue) and bool(ask.job.form)
 
 

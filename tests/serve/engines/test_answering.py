@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from khola.api import Model
 from khola.chat.message import Message, Tool, ToolCall
 from khola.engine.request import TokenInfo
-from khola.errors import Busy, KholaError
+from khola.errors import BadSchema, Busy, KholaError
 from khola.serve.backend import ChatJob, Piece, TextJob
 from khola.serve.engines import dispatch, wire
 from khola.serve.engines.answering import Spelling, joined
@@ -76,6 +77,25 @@ def test_calls_come_at_once_and_thoughts_are_counted() -> None:
         assert cost is not None
         assert cost.thinking_tokens == len(THOUGHT.encode())
         assert cost.answer_tokens == len((THOUGHT + REST + CALL + " end").encode()) + 1
+
+
+def test_a_tool_whose_schema_cannot_be_held_is_named() -> None:
+    model = scripted("x", chat_format="qwen2_5", tokenizer=Special())
+    wrong = Tool(name="add", parameters={"properties": {"a": {"not": {}}}}, strict=True)
+    with asked(model) as (link, told):
+        link.sendall(wire.framed(wire.Chat(7, msgspec.structs.replace(CHAT, tools=(wrong,)))))
+        with pytest.raises(BadSchema, match=r"add\.properties\.a\.not") as caught:
+            list(pieces_of(told, 7))
+        assert caught.value.facts["param"] == "tools"
+
+
+def test_one_call_ends_the_answer() -> None:
+    model = scripted(CALL + "\n" + CALL, chat_format="qwen2_5", tokenizer=Special())
+    with asked(model) as (link, told):
+        link.sendall(wire.framed(wire.Chat(7, msgspec.structs.replace(CHAT, one_call=True))))
+        pieces = list(pieces_of(told, 7))
+    assert [len(piece.tool_calls) for piece in pieces if piece.tool_calls] == [1]
+    assert pieces[-1].finish_reason == "stop"
 
 
 @pytest.mark.parametrize(

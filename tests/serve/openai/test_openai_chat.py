@@ -85,6 +85,19 @@ def test_choice_of_tools(choice: Any, tools: list[str], wanted: str | None) -> N
     assert ([tool.name for tool in found.tools], found.tool_choice) == (tools, wanted)
 
 
+def test_a_form_and_tools_stand_side_by_side() -> None:
+    found = job(tools=[ADD], response_format={"type": "json_object"}, parallel_tool_calls=False)
+    assert (found.form, [tool.name for tool in found.tools], found.tool_choice, found.one_call) == (
+        {"json_object": True},
+        ["add"],
+        "auto",
+        True,
+    )
+    assert job(tools=[ADD]).one_call is False
+    strict = {"type": "function", "function": {**ADD["function"], "name": "sub", "strict": True}}
+    assert [tool.strict for tool in job(tools=[ADD, strict]).tools] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("given", "form"),
     [
@@ -140,7 +153,6 @@ def test_thinking(fields: dict[str, Any], thinking: bool | None, tokens: int | N
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice"),
         ({"tools": [ADD, ADD]}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [ADD], "response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "q", "schema": {"type": 7}}}}, "response_format"),
         ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}, "chat_template_kwargs"),
         ({"messages": []}, "messages"),

@@ -61,6 +61,8 @@ def test_wishes_reach_the_engine() -> None:
     assert job(text={"format": {"type": "json_schema", "name": "q", "schema": schema}}).form == {"schema": schema}
     tool = {"type": "function", "name": "add", "parameters": schema}
     assert job(tools=[tool], tool_choice={"type": "function", "name": "add"}).tool_choice == "add"
+    beside = job(tools=[tool], text={"format": {"type": "json_object"}}, parallel_tool_calls=False)
+    assert (beside.form, beside.tool_choice, beside.one_call) == ({"json_object": True}, "auto", True)
 
 
 @pytest.mark.parametrize(

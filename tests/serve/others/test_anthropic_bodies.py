@@ -96,6 +96,14 @@ def test_a_form() -> None:
     assert asked(body(output_config={"format": {"type": "json_schema", "schema": schema}})).job.form == {"schema": schema}
 
 
+def test_strict_tools_and_a_form_stand_side_by_side() -> None:
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    job = asked(body(tools=[{**WEATHER, "strict": True}], tool_choice=choice, output_config=form)).job
+    assert (job.form, job.tool_choice, job.one_call) == ({"schema": {"type": "object"}}, "auto", True)
+    assert [tool.strict for tool in (*job.tools, *asked(body(tools=[WEATHER])).job.tools)] == [True, False]
+
+
 def test_what_has_no_effect_is_told() -> None:
     mark = {"type": "ephemeral"}
     given = body([{"type": "text", "text": "hi", "cache_control": mark}], metadata={"user_id": "u"}, service_tier="auto")
@@ -125,7 +133,6 @@ RESULT = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
         (AskedWrong, body(thinking={"type": "disabled", "budget_tokens": 10}), "thinking"),
         (AskedWrong, body(tool_choice={"type": "any"}), "tool_choice"),
         (AskedWrong, body(tools=[WEATHER], tool_choice={"type": "tool", "name": "other"}), "tool_choice"),
-        (AskedWrong, body(tools=[{**WEATHER, "strict": True}]), "tools[0].strict"),
         (AskedWrong, body(tools=[{"type": "web_search_20250305", "name": "web_search", "input_schema": {}}]), "tools[0].type"),
         (UnknownOption, body(top_q=1), "top_q"),
         (UnknownOption, body([{"type": "text", "text": "a", "colour": 1}]), "messages[0].content[0].colour"),

@@ -59,6 +59,8 @@ def test_calls_and_results() -> None:
     result = {"role": "tool", "content": "rain", "tool_name": "weather"}
     job = chat("weather?", called, result, {"role": "tool", "content": "sun"}, tools=[{"type": "function", "function": FUNCTION}])
     assert job.tools == (Tool(name="weather", description="says it", parameters={"type": "object"}),)
+    both = chat("weather?", tools=[{"type": "function", "function": FUNCTION}], format="json")
+    assert (both.form, len(both.tools)) == ({"json_object": True}, 1)
     ids = [made.id for made in job.messages[1].tool_calls]
     assert len(set(ids)) == 2 and job.messages[1].tool_calls[0] == ToolCall(name="weather", arguments={"city": "ঢাকা"}, id=ids[0])
     assert [(turn.tool_call_id, turn.name, turn.content) for turn in job.messages[2:]] == [

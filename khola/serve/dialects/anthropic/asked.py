@@ -185,8 +185,9 @@ def asked(body: dict[str, Any], *, tenant: str = "", counting: bool = False) -> 
     job = ChatJob(
         messages=tuple(messages),
         sampling=_sampling(given),
-        tools=() if choice.type == "none" else tuple(_tool(tool, choice, index) for index, tool in enumerate(given.tools)),
+        tools=() if choice.type == "none" else tuple(map(_tool, given.tools)),
         tool_choice=_choice(choice, given.tools),
+        one_call=choice.disable_parallel_tool_use,
         thinking=thinking,
         thinking_tokens=budget,
         continue_last=messages[-1].role == "assistant",
@@ -231,16 +232,9 @@ def _thought(given: Body) -> tuple[bool | None, int | None]:
     return given.thinking.type != "disabled", budget
 
 
-def _tool(tool: GivenTool, choice: Choice, index: int) -> Tool:
-    """A tool; that its arguments have its schema is promised only where a call must come, since only then they are held to it."""
-    if tool.strict and choice.type == "auto":
-        raise AskedWrong(
-            "tool {name} is strict, and khola holds arguments to their schema only in a call that must come",
-            hint='take strict out, or ask with tool_choice "any" or "tool"',
-            param=f"tools[{index}].strict",
-            name=tool.name,
-        )
-    return Tool(name=tool.name, description=tool.description, parameters=tool.input_schema)
+def _tool(tool: GivenTool) -> Tool:
+    """A tool; its arguments are held to its schema, where it is not strict as far as that can be."""
+    return Tool(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
 
 
 def _choice(choice: Choice, tools: Sequence[GivenTool]) -> str | None:

@@ -43,7 +43,7 @@ class FunctionBody(msgspec.Struct, forbid_unknown_fields=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    """A call that is required always has the form of its schema; one that the model decides on has the form that it writes."""
+    """Refuse a schema that calls cannot be held to wholly."""
 
 
 class ToolBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -121,16 +121,13 @@ def asked(body: Mapping[str, Any], limits: Limits, tenant: str = "") -> Asked:
     form, schema_name = form_of(chat.response_format, chat.grammar)
     tools = tools_of([tool.function for tool in chat.tools or ()], limits)
     tools, choice = choice_of(chat.tool_choice, tools)
-    if form and tools:
-        raise AskedWrong(
-            "{param} and tools cannot both hold for one answer", hint='leave one out, or say tool_choice "none"', param="response_format"
-        )
     thinking, thinking_tokens = thinking_of(chat.reasoning_effort, chat.chat_template_kwargs)
     job = ChatJob(
         messages=messages_of(chat.messages, limits),
         sampling=_sampling(chat, limits),
         tools=tools,
         tool_choice=choice,
+        one_call=chat.parallel_tool_calls is False,
         thinking=thinking,
         thinking_tokens=thinking_tokens,
         continue_last=bool(chat.continue_final_message),
@@ -211,7 +208,10 @@ def tools_of(functions: Sequence[FunctionBody], limits: Limits) -> tuple[Tool, .
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise AskedWrong("{param} has two functions of the name {name}", param="tools", name=twice[0])
-    return tuple(Tool(name=one.name, description=one.description or "", parameters=one.parameters or {}) for one in functions)
+    return tuple(
+        Tool(name=one.name, description=one.description or "", parameters=one.parameters or {}, strict=bool(one.strict))
+        for one in functions
+    )
 
 
 def choice_of(choice: str | Mapping[str, Any] | None, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], str | None]:

@@ -143,10 +143,6 @@ def job_of(found: Asked, before: Items, limits: Limits, tenant: str = "") -> Cha
     given = found.body
     tools, choice = choice_of(given.tool_choice, tools_of(given.tools or (), limits))
     form, _ = _form(given)
-    if form and tools:
-        raise AskedWrong(
-            "{param} and tools cannot both hold for one answer", hint='leave one out, or say tool_choice "none"', param="text.format"
-        )
     effort = given.reasoning.effort if given.reasoning else None
     thinking, thinking_tokens = thinking_of(effort, None)
     wishes = {
@@ -160,6 +156,7 @@ def job_of(found: Asked, before: Items, limits: Limits, tenant: str = "") -> Cha
         sampling={name: value for name, value in wishes.items() if value is not None},
         tools=tools,
         tool_choice=choice,
+        one_call=given.parallel_tool_calls is False,
         thinking=thinking,
         thinking_tokens=thinking_tokens,
         form=form,

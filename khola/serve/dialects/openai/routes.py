@@ -188,8 +188,8 @@ def headed(answer: ASGIApp, ignored: Sequence[str]) -> ASGIApp:
 
 @contextmanager
 def named_schema(name: str, param: str = "response_format") -> Iterator[None]:
-    """Names the form of the answer in the error of a schema that the engine cannot follow; others pass as they are."""
+    """Names the form of the answer in the error of a schema that the engine cannot follow; others, and those of tools, pass as they are."""
     try:
         yield
     except BadSchema as error:
-        raise chat_body.invalid_schema(error, name, param) if name else error from None
+        raise chat_body.invalid_schema(error, name, param) if name and "param" not in error.facts else error from None
