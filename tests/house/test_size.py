@@ -12,8 +12,8 @@ FILE_LINES = 500
 FUNCTION_LINES = 80
 # Lines of Python in a room; a budget is raised in a commit of its own, which says why.
 BUDGETS = {
-    "models": 6500, "evals": 4200, "train": 7500, "engine": 4550, "nn": 2000, "ops": 4000, "store": 3700, "fetch": 3000,
-    "native": 1350, "serve": 11750, "cli": 5050, "chat": 3700, "tokens": 1700, "data": 1800, "lineage": 1500, "api": 2700,
+    "models": 6500, "evals": 4200, "train": 7500, "engine": 4600, "nn": 2000, "ops": 4000, "store": 3700, "fetch": 3000,
+    "native": 1350, "serve": 11900, "cli": 5050, "chat": 3700, "tokens": 1700, "data": 1800, "lineage": 1500, "api": 2700,
     "loader": 1850,
 }  # fmt: skip
 OTHER_BUDGET = 900

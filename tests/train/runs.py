@@ -73,7 +73,7 @@ def small_run(
     model = place / "tiny"
     if not model.exists():
         write_folder(model)
-    data = place / ("rows.jsonl" if method == "sft" else f"{method}.jsonl")
+    data = place / ("rows.jsonl" if ROWS[method] is rows else f"{method}.jsonl")
     if values is not None or not data.exists():
         write_rows(data, ROWS[method]() if values is None else values)
     given = {"method": method, "model": str(model), "data": (str(data),), "out": str(place / out)}
