@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from khola.evals.sandbox import kernel
 from khola.native.lib import library_path
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="no native library was built")
+needs_seccomp = pytest.mark.skipif(not kernel.has_seccomp(), reason="needs a kernel with seccomp filters")
+needs_landlock = pytest.mark.skipif(not kernel.landlock_version(), reason="needs a kernel with Landlock")
 
 
 def needs(*tools: str) -> pytest.MarkDecorator:

@@ -309,7 +309,7 @@ class Loop:
             return loss.sum / count
 
         loss: torch.Tensor = self._model.whole(work)
-        (loss * self._group.factor).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        torch.autograd.backward(loss * self._group.factor)
         return float(loss.detach()) * count, shown
 
     def _count_bad(self, finite: bool, batches: Sequence[Batch]) -> None:

@@ -80,7 +80,7 @@ def require_calls(answer: khola.api.Answer) -> None:
     """Everything that was called has the form of its tool."""
     assert answer.finish_reason == "stop", answer
     for call in answer.tool_calls:
-        CHECKS[call.name].validate(call.arguments)  # type: ignore[arg-type]
+        CHECKS[call.name].validate(call.arguments)
 
 
 def holds(name: str, opening: str, marked: bool, seeds: range) -> None:
@@ -136,7 +136,7 @@ def test_a_form_beside_tools_leaves_both_ways_open(name: str) -> None:
         if answer.tool_calls:
             assert (answer.text, answer.parsed) == ("", None)
         else:
-            Draft202012Validator(PERSON).validate(answer.parsed)  # type: ignore[arg-type]
+            Draft202012Validator(PERSON).validate(answer.parsed)
 
 
 QUOTED = {
@@ -151,7 +151,7 @@ QUOTED = {
 def test_a_form_may_quote_a_call(name: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
     model, prepared = wanderer(name, "", marked=False, schema=schema)
-    model.engine._runner.tokens = [*f'{{"a": "{QUOTED[name]}"}}'.encode(), 257]  # type: ignore[attr-defined]
+    model.engine._runner.tokens = [*f'{{"a": "{QUOTED[name]}"}}'.encode(), 257]
     answer = seeded(model, prepared, 1)
     assert (answer.parsed, answer.tool_calls) == ({"a": QUOTED[name]}, ())
 
@@ -181,7 +181,7 @@ TWO = '<tool_call>\n{"name": "order_all", "arguments": {}}\n</tool_call>\n<tool_
 
 def test_several_calls_or_one() -> None:
     model, prepared = wanderer("qwen2_5", "", marked=False)
-    model.engine._runner.tokens = [*TWO.encode(), *" শেষ".encode(), 257]  # type: ignore[attr-defined]
+    model.engine._runner.tokens = [*TWO.encode(), *" শেষ".encode(), 257]
     answer = seeded(model, prepared, 1)
     assert ([call.name for call in answer.tool_calls], answer.text.strip()) == (["order_all", "খোঁজা"], "শেষ")
     one = model.prepared("?", tools=TOOLS, one_call=True)
@@ -191,7 +191,7 @@ def test_several_calls_or_one() -> None:
 
 def test_calls_come_with_the_delta_that_completes_them() -> None:
     model, prepared = wanderer("qwen2_5", "", marked=True)
-    model.engine._runner.tokens = [*"দেখি।".encode(), *spelled(model.loaded.tokenizer, TWO), 257]  # type: ignore
+    model.engine._runner.tokens = [*"দেখি।".encode(), *spelled(model.loaded.tokenizer, TWO), 257]
     deltas = list(model._answer(prepared))
     assert [len(delta.tool_calls) for delta in deltas if delta.tool_calls] == [1, 1]
     assert "".join(delta.text for delta in deltas) == "দেখি।"
@@ -213,7 +213,7 @@ def test_a_token_that_opens_a_call_and_goes_on_must_go_on_rightly() -> None:
     wrong, right = (259 + Marks.MERGED.index(token) for token in (b"l>x", b'l>\n{"n'))
     for token in (wrong, right):
         model, prepared = wanderer("qwen2_5", "", marked=False)
-        model.engine._runner.tokens = [*b"<tool_cal", token]  # type: ignore[attr-defined]
+        model.engine._runner.tokens = [*b"<tool_cal", token]
         answer = seeded(model, prepared, 1)
         assert ([one.id for one in answer.tokens][9] == token) == (token == right)
         require_calls(answer)
@@ -226,7 +226,7 @@ def test_a_thought_that_the_model_opens_is_free(marked: bool) -> None:
     if marked:
         model, prepared = wanderer("qwen3", "<think>", marked=True)
     runner: Any = model.engine._runner
-    runner.tokens = spelled(model.loaded.tokenizer, "<think>\n<tool_call>x</think>\n\n<tool_call>")  # type: ignore[arg-type]
+    runner.tokens = spelled(model.loaded.tokenizer, "<think>\n<tool_call>x</think>\n\n<tool_call>")
     answer = seeded(model, prepared, 1)
     require_calls(answer)
     assert (answer.thinking, len(answer.tool_calls)) == ("<tool_call>x", 1)
@@ -290,10 +290,10 @@ def test_arguments_of_every_schema(name: str, refused: set[str], part: int) -> N
     assert len(whole["required"]) >= 15
     check = Draft202012Validator(whole, format_checker=Draft202012Validator.FORMAT_CHECKER)
     prepared = model.prepared("?", tools=[{"name": "pay", "parameters": whole}])
-    model.engine._runner.begun = len(prepared.request.prompt)  # type: ignore[attr-defined]
+    model.engine._runner.begun = len(prepared.request.prompt)
     answer = seeded(model, prepared, 1, max_tokens=4000)
     for call in answer.tool_calls:
-        check.validate(call.arguments)  # type: ignore[arg-type]
+        check.validate(call.arguments)
     assert (answer.finish_reason, len(answer.tool_calls) > 0) == ("stop", True), answer.text[-500:]
 
 
@@ -317,7 +317,7 @@ def test_a_real_model_calls_and_talks(real_model: Callable[[str], Path]) -> None
         assert [token.id for token in plain.tokens] == [token.id for token in guessed.tokens]
         assert [call.name for call in plain.tool_calls] == ["weather"]
         for call in plain.tool_calls + warm.tool_calls:
-            check.validate(call.arguments)  # type: ignore[arg-type]
+            check.validate(call.arguments)
         for more in ({"speculate": False}, {"speculate": True}, {"temperature": 0.7, "top_k": 20}):
             prepared = real.prepared("What is a list in Python?", tools=[weather], sampling={**ask, **more})
             free = Prepared(request=replace(prepared.request, openings=None), parser=deepcopy(prepared.parser))

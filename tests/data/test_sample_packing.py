@@ -24,7 +24,7 @@ def samples(count: int = 300, seed: int = 0) -> list[Sample]:
 def source(**changes: object) -> Packed:
     """All of them, two micro-batches a step."""
     given = {"tokens": 128, "seed": 5, "epochs": 2, "accumulate": 2, **changes}
-    return Packed(samples(), **given)  # type: ignore[arg-type]  # given by name
+    return Packed(samples(), **given)
 
 
 def census(batches: list[list[int]]) -> Counter[int]:

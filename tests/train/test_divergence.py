@@ -72,7 +72,7 @@ def test_tokens_that_the_student_lacks(name: str, rest: str) -> None:
     lacking = ids_RK.clone()
     lacking[0, 1], lacking[1, 0], lacking[1, 3] = -1, -1, 0
     lacking[2] = -1
-    loss_R = divergence_named(name, 0.5)(*kept_outcomes(student, lacking, kept_RK, rest))  # type: ignore[arg-type]  # a Literal
+    loss_R = divergence_named(name, 0.5)(*kept_outcomes(student, lacking, kept_RK, rest))
     loss_R.sum().backward()
     assert student.grad is not None
     assert bool(torch.isfinite(loss_R).all())
@@ -90,5 +90,5 @@ def test_gradients(name: str, rest: str) -> None:
     kept_RK, ids_RK = logits(6).log_softmax(-1).topk(KEPT, -1)
     compared = divergence_named(name, 0.3)
     whole_RV = logits(6).log_softmax(-1)
-    assert torch.autograd.gradcheck(lambda x: compared(*kept_outcomes(x, ids_RK, kept_RK, rest)), logits(7).requires_grad_())  # type: ignore[arg-type]  # a Literal
+    assert torch.autograd.gradcheck(lambda x: compared(*kept_outcomes(x, ids_RK, kept_RK, rest)), logits(7).requires_grad_())
     assert torch.autograd.gradcheck(lambda x: compared(whole_RV, x.log_softmax(-1)), logits(7).requires_grad_())

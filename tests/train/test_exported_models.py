@@ -80,7 +80,7 @@ def test_a_file_that_goes_on_otherwise_gets_no_place(stage: Stage, tmp_path: Pat
 def test_a_format_of_the_other_container(stage: Stage) -> None:
     for into, to in (("safetensors", "q8_0"), ("gguf", "int4g64")):
         with pytest.raises(AskedWrong, match="is no format of"):
-            export(str(stage.source), into=into, to=to, settings=stage.settings)  # type: ignore[arg-type]  # a loop over two literals
+            export(str(stage.source), into=into, to=to, settings=stage.settings)
 
 
 def test_shards_are_written_and_read(stage: Stage, tmp_path: Path) -> None:

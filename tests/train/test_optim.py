@@ -60,13 +60,13 @@ def test_muon_needs_a_matrix() -> None:
     ],
 )
 def test_rates(schedule: str, expected: list[float]) -> None:
-    c = config.Optimiser(schedule=schedule, warmup=0.1, decay=0.2)  # type: ignore[arg-type]  # parametrised
+    c = config.Optimiser(schedule=schedule, warmup=0.1, decay=0.2)
     assert [rate(step, 100, c) for step in (0, 9, 10, 50, 80, 99)] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_rate_ends_at_its_floor() -> None:
     for schedule in ("linear", "cosine", "wsd"):
-        c = config.Optimiser(schedule=schedule, floor=0.1)  # type: ignore[arg-type]  # parametrised
+        c = config.Optimiser(schedule=schedule, floor=0.1)
         assert rate(100, 100, c) == pytest.approx(0.1)
 
 

@@ -56,7 +56,7 @@ def recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     def made(path: Path, *args: object, **options: object) -> None:
         if not path.exists():
             disk.operations.append(("folder", name(path), ""))
-        mkdir(path, *args, **options)  # type: ignore[arg-type]  # handed on
+        mkdir(path, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)

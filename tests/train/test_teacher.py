@@ -88,7 +88,7 @@ def test_too_long(model: Model) -> None:
 
 def test_messages_need_a_format(model: Model) -> None:
     with pytest.raises(NoTemplate, match="a chat format that khola knows"):
-        spoken(Question(messages=({"role": "user", "content": "?"},), text="x"), model.loaded.tokenizer, None)  # type: ignore[arg-type]  # any message
+        spoken(Question(messages=({"role": "user", "content": "?"},), text="x"), model.loaded.tokenizer, None)
 
 
 def test_the_header_follows_the_files(model: Model, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ A row is one of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,12 +18,12 @@ from msgspec import Meta
 from torch import Tensor
 
 from khola.data.packing import Batch, Packed, Sample, packed
-from khola.data.rows import Row, read_rows
-from khola.errors import BadRow, KholaError
+from khola.data.rows import Row
+from khola.errors import BadRow
 from khola.train import policy, preference
 from khola.train.config import Share, Strict
 from khola.train.methods import Loss, Setup
-from khola.train.methods.sft import fit, sequences, tell_left
+from khola.train.methods.sft import collected, sequences
 from khola.train.model import Trainee
 
 NAME = "dpo"
@@ -53,22 +52,7 @@ def samples(setup: Setup) -> list[Sample]:
     Raises:
         BadRow: a row is broken, too long, or prefers an answer to itself.
     """
-    found: list[Sample] = []
-    left: list[str] = []
-    for row in read_rows(setup.files):
-        try:
-            pair = [fit(_answered(row, key, setup), row, setup) for key in ("chosen", "rejected")]
-        except BadRow:
-            raise
-        except KholaError as problem:
-            raise row.located(problem) from None
-        kept = [replace(one, where=f"{row.file}:{row.line}") for one in pair if one is not None]
-        if len(kept) == 2:
-            found += kept
-        else:
-            left.append(f"{row.file}:{row.line}")
-    tell_left(setup, left)
-    return found
+    return collected(setup, lambda row: [_answered(row, key, setup) for key in ("chosen", "rejected")], together=True)
 
 
 def source(samples: Sequence[Sample], setup: Setup, model: Trainee) -> Packed:

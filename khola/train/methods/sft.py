@@ -9,7 +9,7 @@ A row is one of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -35,28 +35,9 @@ class Config(Strict, frozen=True):
 
 
 def samples(setup: Setup) -> list[Sample]:
-    """All rows as sequences.
-
-    Raises:
-        BadRow: a row is broken, teaches nothing, or is too long.
-    """
-    found: list[Sample] = []
-    left: list[str] = []
-    for row in read_rows(setup.files):
-        try:
-            made = sequences(row, setup, only_last=setup.config.turns == "last")
-        except BadRow:
-            raise
-        except KholaError as problem:
-            raise row.located(problem) from None
-        for sample in made:
-            fitted = fit(sample, row, setup)
-            if fitted is None:
-                left.append(f"{row.file}:{row.line}")
-            else:
-                found.append(replace(fitted, where=f"{row.file}:{row.line}"))
-    tell_left(setup, left)
-    return found
+    """All rows as sequences; errors as `collected`."""
+    only_last = setup.config.turns == "last"
+    return collected(setup, lambda row: sequences(row, setup, only_last=only_last))
 
 
 def source(samples: Sequence[Sample], setup: Setup, model: Trainee) -> Packed:
@@ -77,16 +58,37 @@ def loss(model: Trainee, batch: Batch, config: Config) -> Loss:
     return Loss(sum=model.cross_entropy(batch))
 
 
-def tell_left(setup: Setup, places: Sequence[str]) -> None:
-    """Say which rows were left out, the first of them by place; nothing where none was."""
-    if places:
-        first = ", ".join(places[:5]) + (", …" if len(places) > 5 else "")
+def collected(setup: Setup, make: Callable[[Row], Sequence[Sample]], *, together: bool = False) -> list[Sample]:
+    """The sequences of all rows, each with the place of its row.
+
+    Args:
+        setup: of the run.
+        make: gives those of one row.
+        together: where one sequence of a row is left out, the others are too.
+    Raises:
+        BadRow: a row is broken, teaches nothing, or is too long.
+    """
+    found: list[Sample] = []
+    left: list[str] = []
+    for row in read_rows(setup.files):
+        place = f"{row.file}:{row.line}"
+        try:
+            made = [fit(sample, row, setup) for sample in make(row)]
+        except BadRow:
+            raise
+        except KholaError as problem:
+            raise row.located(problem) from None
+        kept = [replace(sample, where=place) for sample in made if sample is not None]
+        left += [place] * (len(made) - len(kept) if not together else len(kept) < len(made))
+        found += kept if len(kept) == len(made) or not together else []
+    if left:
         setup.tell(
             "{count} rows are longer than {limit} tokens and are left out: {places}",
-            count=len(places),
+            count=len(left),
             limit=setup.max_tokens,
-            places=first,
+            places=", ".join(left[:5]) + (", …" if len(left) > 5 else ""),
         )
+    return found
 
 
 def fit(sample: Sample, row: Row, setup: Setup) -> Sample | None:

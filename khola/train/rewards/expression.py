@@ -18,7 +18,9 @@ TERMS, POWER, NUMBER_BITS = 2000, 200, 20_000
 Poly = dict[tuple[tuple[str, int], ...], Fraction]
 _TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\d+\.?\d*|\.\d+|[a-zA-Zα-ωΑ-Ω]|\*\*|[-+*/^(){}\[\]|!,=_%])")
 _DROPPED = ("\\left", "\\right", "\\displaystyle", "\\limits", "\\mathrm", "\\operatorname", "\\big", "\\Big")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log".split())  # noqa: SIM905 - a list of words
+_FUNCTIONS = frozenset(
+    ("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log"),
+)
 _SIGNS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\lbrack": "[", "\\rbrack": "]", "\\lbrace": "{", "\\rbrace": "}", "**": "^"}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 

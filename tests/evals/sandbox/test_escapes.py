@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from khola.errors import OurFault
-from khola.evals.sandbox import kernel
 from khola.evals.sandbox.level import chosen
 from khola.evals.sandbox.limits import Limits
 from khola.evals.sandbox.process import Layers
 from khola.evals.sandbox.run import Sandbox
 from tests.evals.sandbox.corpus import PRELUDE, SECRET, Section, adopting, attack, census, outside, reached, sections, unconfined
+from tests.needs import needs, needs_landlock, needs_seccomp
 
 ESCAPES = sections("escapes.txt")
 LIMITS = Limits(cpu_s=1, wall_s=0.6, memory_bytes=512 << 20)
@@ -44,9 +44,7 @@ LEVELS = {
 }
 
 ONLY = Layers(landlock=True)
-pytestmark = pytest.mark.skipif(not kernel.has_seccomp(), reason="needs a kernel with seccomp filters")
-needs_landlock = pytest.mark.skipif(not kernel.landlock_version(), reason="needs a kernel with Landlock")
-needs_bubblewrap = pytest.mark.skipif(not shutil.which("bwrap"), reason="bwrap is not installed")
+pytestmark = needs_seccomp
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def test_a_sample_of_the_attacks_is_held_by_the_level_that_this_machine_chooses(
     "level",
     [
         pytest.param("landlock", marks=needs_landlock),
-        pytest.param("bubblewrap", marks=[needs_bubblewrap, pytest.mark.soak]),
+        pytest.param("bubblewrap", marks=[needs("bwrap"), pytest.mark.soak]),
         pytest.param("seccomp", marks=pytest.mark.soak),
     ],
 )

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from khola.evals.sandbox import kernel
 from khola.evals.sandbox.level import chosen
 from khola.evals.sandbox.limits import Limits
 from khola.evals.sandbox.pool import Pool
 from khola.evals.sandbox.process import Layers
 from khola.evals.sandbox.run import Sandbox, Tests, Verdict
 from tests.evals.sandbox.corpus import Section, census, sections
+from tests.needs import needs_seccomp
 
 HACKS = sections("hacks.txt")
 TESTS = Tests(
@@ -38,7 +38,7 @@ RIGHT = {
     "truths instead of numbers": "def solve(xs): return [True if x == 1 else x for x in sorted(xs)]",
 }
 
-pytestmark = pytest.mark.skipif(not kernel.has_seccomp(), reason="needs a kernel with seccomp filters")
+pytestmark = needs_seccomp
 
 
 @pytest.fixture(scope="module")

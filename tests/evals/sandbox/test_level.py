@@ -12,6 +12,7 @@ from khola.evals.sandbox.filters import MACHINES, filter_of
 from khola.evals.sandbox.level import Probe
 from khola.evals.sandbox.pool import Pool
 from khola.evals.sandbox.process import Layers
+from tests.needs import needs_seccomp
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_a_level_that_fails_its_own_test_is_not_used(monkeypatch: pytest.MonkeyP
         level.chosen()
 
 
-@pytest.mark.skipif(not kernel.has_seccomp(), reason="needs a kernel with seccomp filters")
+@needs_seccomp
 def test_the_self_test_tells_what_gets_out() -> None:
     lost = {probe.name for probe in level.probed(Layers()) if not probe.held}
     assert {"read", "tcp", "udp", "unix", "fork", "kill"} <= lost and "memory" not in lost and "time" not in lost

@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 
 from khola.errors import BadJson, MissingFile
-from khola.evals.sandbox import kernel
 from khola.evals.sandbox.limits import Limits
 from khola.evals.sandbox.pool import Pool
 from khola.evals.tasks import humaneval, mbpp
 from khola.evals.tasks.problem import Problem, judged
 from khola.evals.tasks.program import from_chat, from_completion, indented
+from tests.needs import needs_seccomp
 
 # A busy machine must not decide; some reference programs of MBPP take seconds.
 LIMITS = Limits(cpu_s=20, wall_s=60.0)
-
-needs_seccomp = pytest.mark.skipif(not kernel.has_seccomp(), reason="needs a kernel with seccomp filters")
 
 
 def failed(problems: Sequence[Problem], repeats: int = 1) -> list[tuple[str, str]]:

@@ -9,20 +9,18 @@ import jsonschema
 import pytest
 
 from khola.errors import AskedWrong, BadRow, BadSchema
-from khola.evals.sandbox import kernel
 from khola.evals.sandbox.limits import Limits
 from khola.evals.sandbox.pool import Pool
 from khola.train.rewards.code import Code, code, lines
 from khola.train.rewards.form import Form, Length, Script, form, group_lengths, length, script
 from khola.train.rewards.reward import scored, weighed
 from khola.train.rewards.schema import Schema, follows, schema
+from tests.needs import needs_seccomp
 
 ROW = {"tests": ["assert twice(2) == 4", "assert twice(-1) == -2"], "entry": "twice"}
 RIGHT = "Here:\n```python\ndef twice(x):\n    return 2 * x\n```"
 WRONG = "```python\ndef twice(x):\n    return 4\n```"
 HACK = "```python\nclass Yes(int):\n    __eq__ = lambda *_: True\ndef twice(x):\n    return Yes()\n```"
-
-needs_seccomp = pytest.mark.skipif(not kernel.has_seccomp(), reason="needs a kernel with seccomp filters")
 
 
 @pytest.fixture(scope="module")
