@@ -14,13 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from khola.fetch.disk import writing
+from khola.loader.written import TORCH_NAMES
 from khola.store.atomic import atomic_file, replace_for_good
 from khola.store.grouped import write_tensors
 from khola.store.safetensors import write_safetensors
 from khola.train.config import Lora
 from khola.train.model import Trainee
-
-TORCH_NAMES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
 
 
 def write_model(model: Trainee, folder: Path, kind: str) -> Path:
