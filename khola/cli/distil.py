@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from khola.cli import options as o
-from khola.cli.licence import Declared, pairs_of, verdict_data
-from khola.cli.train import Data, Line, LoraOption, Out, Set, print_done, run_of
+from khola.cli.licence import Declared, verdict_data
+from khola.cli.train import Data, DataLicence, Line, LoraOption, Name, Out, Set, allowed, print_done, run_of
 from khola.errors import AskedWrong
 
 Teacher = Annotated[
@@ -47,15 +47,6 @@ Objective = Annotated[
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", parser=Path, help="A TOML file with settings; options go before it.")
 ]
-Name = Annotated[
-    str,
-    typer.Option(
-        "--name", help="What the new model is called; some licences ask for a word. Default: that of the folder.", show_default=False
-    ),
-]
-DataLicence = Annotated[
-    str, typer.Option("--data-licence", metavar="KEY", help="The licence of the data, a key of `khola licence`; own is nobody else's.")
-]
 
 
 def distil(
@@ -88,11 +79,9 @@ def distil(
     run = run_of("distil" if config is None else str(config), student or None, data, out, settings, lora, None)
     from khola.train.lessons import ask_teacher
     from khola.train.loop import train
-    from khola.train.provenance import judged, write_record_of
+    from khola.train.provenance import write_record_of
 
-    licences = {model: keys.split("+") for model, keys in pairs_of(declared or [], "--licence").items()}
-    verdict = judged(run, name or Path(run.out).expanduser().resolve().name, talk.settings, licences, data_licence)
-    talk.say("the licences allow it: {licences}", licences=", ".join(verdict.licences) or "-")
+    verdict = allowed(run, name, declared, data_licence, talk)
     with Line(talk) as line:
         run = ask_teacher(
             run,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 
 from khola.cli import options as o
+from khola.cli.licence import Declared, pairs_of
 from khola.cli.talk import Talk
 from khola.errors import AskedWrong, NotInstalled
 
 if TYPE_CHECKING:
+    from khola.lineage.licence import Verdict
     from khola.train.config import Run
     from khola.train.loop import Finished, Progress
 
@@ -37,6 +39,15 @@ Set = Annotated[
 LoraOption = Annotated[
     bool, typer.Option("--lora", help="Train low-rank adapters beside frozen weights; lora.rank and others are settings.")
 ]
+Name = Annotated[
+    str,
+    typer.Option(
+        "--name", help="What the new model is called; some licences ask for a word. Default: that of the folder.", show_default=False
+    ),
+]
+DataLicence = Annotated[
+    str, typer.Option("--data-licence", metavar="KEY", help="The licence of the data, a key of `khola licence`; own is nobody else's.")
+]
 Preview = Annotated[
     int | None,
     typer.Option(
@@ -55,6 +66,9 @@ def train(
     set_: Set = None,
     lora: LoraOption = False,
     preview: Preview = None,
+    name: Name = "",
+    declared: Declared = None,
+    data_licence: DataLicence = "own",
     json: o.Json = False,
     quiet: o.Quiet = False,
     lang: o.Lang = None,
@@ -66,10 +80,28 @@ def train(
         _preview(run, preview, talk)
         return
     from khola.train.loop import train as go
+    from khola.train.provenance import write_record_of
 
+    verdict = allowed(run, name, declared, data_licence, talk)
     with Line(talk) as line:
         done = go(run, talk.settings, tell=line.say, progress=line.draw)
-    print_done(done, talk)
+    if done.first:
+        write_record_of(verdict, run, done, talk.settings, data_licence)
+    print_done(done, talk, lineage=str(done.model / "lineage.json"))
+
+
+def allowed(run: Run, name: str, declared: list[str] | None, data_licence: str, talk: Talk) -> Verdict:
+    """What the licences of a run's models say, if they allow it; arguments as of the command.
+
+    Raises:
+        LicenceForbids, UnknownLicence: as `khola.train.provenance.judged`.
+    """
+    from khola.train.provenance import judged
+
+    licences = {model: keys.split("+") for model, keys in pairs_of(declared or [], "--licence").items()}
+    verdict = judged(run, name or Path(run.out).expanduser().resolve().name, talk.settings, licences, data_licence)
+    talk.say("the licences allow it: {licences}", licences=", ".join(verdict.licences) or "-")
+    return verdict
 
 
 def print_done(done: Finished, talk: Talk, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a distillation owes: the licences are asked before anything is computed, and the record is written with the result."""
+"""What a new model owes: the licences are asked before anything is computed, and the record is written with the result."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from khola.train.loop import Finished
 
 
 def judged(run: Run, name: str, settings: Settings, declared: Mapping[str, Sequence[str]], data_licence: str) -> Verdict:
-    """Whether this teacher may make this student.
+    """Whether these models may make this one.
 
     Args:
-        run: of the method distil.
+        run: of any method; distillation has a teacher besides.
         name: of the new model.
         settings: where models lie.
         declared: licences of models that khola does not know.
@@ -30,10 +30,11 @@ def judged(run: Run, name: str, settings: Settings, declared: Mapping[str, Seque
         LicenceForbids: it may not; the error names the clause.
         UnknownLicence: khola does not know one of the licences.
     """
-    if not run.options.teacher:
-        raise AskedWrong("no teacher is named", hint="khola distil --teacher MODEL --student MODEL --data FILE --out DIR")
-    role: Role = "teacher-text" if run.options.objective == "sequence" else "teacher-logits"
-    roles: tuple[tuple[str, Role], ...] = ((run.model, "weights"), (run.options.teacher, role))
+    roles: list[tuple[str, Role]] = [(run.model, "weights")]
+    if run.method == "distil":
+        if not run.options.teacher:
+            raise AskedWrong("no teacher is named", hint="khola distil --teacher MODEL --student MODEL --data FILE --out DIR")
+        roles.append((run.options.teacher, "teacher-text" if run.options.objective == "sequence" else "teacher-logits"))
     sources = [Source(model=model, role=one, licences=tuple(declared.get(model, ()))) for model, one in roles]
     verdict = judge(name, sources, settings, {Path(file).name: data_licence for file in run.data})
     verdict.enforce()
@@ -54,7 +55,7 @@ def write_record_of(verdict: Verdict, run: Run, done: Finished, settings: Settin
     ]
     loss = [] if done.loss is None else [Metric(name="training loss of the last step", value=done.loss, unit="nats a token")]
     making = Making(
-        how="distilled",
+        how="distilled" if run.method == "distil" else "fine-tuned",
         recipe=run.table(),
         seeds={"run": run.seed},
         data=data,

@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "k15": ("k15", ("k15.partial=true", "k15.longest=14", "k15.choose=failing")),
 }
 """Method and settings."""
-SLOW = {"bfloat16", "muon", "dpo lora"}
+SLOW = {"lora", "bfloat16", "muon", "dpo lora", "k15"}
 KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "sft full": ("sft", FULL),
     "sft lora": ("sft", LORA),

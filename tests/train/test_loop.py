@@ -207,12 +207,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     shown = capsys.readouterr()
     assert "<|im_start|>assistant\n⟦in the 0<|im_end|>⟧\n" in shown.out
     assert "60 sequences" in shown.err
-    assert command([*words, "--out", str(tmp_path / "new"), "--lora", "--set", "steps=2", "--json"]) == 0
-    shown = capsys.readouterr()
-    assert json.loads(shown.out)["steps"] == 2
+    assert command([*words, "--out", str(tmp_path / "new"), "--lora"]) != 0
+    assert "--licence" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    known = ["--licence", f"{tmp_path / 'tiny'}=Apache-2.0"]
+    assert command([*words, *known, "--out", str(tmp_path / "new"), "--lora", "--set", "steps=2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["steps"] == 2
+    record = json.loads(Path(shown["lineage"]).read_text(encoding="utf-8"))
+    assert (record["how"], record["parents"][0]["role"], record["data"][0]["rows"]) == ("fine-tuned", "weights", 60)
     assert command(["train", "sft", str(tmp_path / "tiny")]) == 2
     assert "--data is missing" in capsys.readouterr().err
-    assert command(["train", str(tmp_path / "new" / "config.toml")]) == 0
+    assert command(["train", str(tmp_path / "new" / "config.toml"), *known]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{tmp_path / 'new' / 'model'}\n"
     assert "going on behind step 2 of 2" in shown.err
