@@ -26,8 +26,8 @@ from khola.engine.states import Held, States
 from khola.errors import Busy, NoMemory, UnknownOption
 from khola.ops.vocabulary import PAGE_TOKENS
 
-PROMPT_TOKENS = 4
-"""Tokens of prompts that take as long as one of an answer where many decode."""
+PROMPT_TOKENS = 7
+"""Tokens of prompts that a step may compute for every answer it goes on with, where many decode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,8 @@ class Limits:
     def beside(self, decoding: int) -> int:
         """Tokens that a step computes while so many decode, theirs included.
 
-        A token of an answer takes as long as four of a prompt, since its inputs are rounded otherwise. So a step of many answers is
-        long whatever comes with it, and prompts may make it twice as long; for prompts the weights are unpacked once a step, however
-        few these are.
+        A step of many answers is long whatever comes with it, and for prompts the weights are unpacked once a step, however few these
+        are: prompts may make it some three times as long, so that the steps between go on without them.
         """
         return min(self.step_tokens, max(self.mixed_tokens, (1 + PROMPT_TOKENS) * decoding)) if decoding else self.step_tokens
 

@@ -122,7 +122,7 @@ class World:
         assert bool(plan) == bool(self.wanted), "somebody waits, and nothing is computed"
         assert len(scheduler.running) <= limits.max_rows
         assert sum(plan.values()) <= limits.step_tokens
-        assert not decoding or sum(plan.values()) <= max(limits.mixed_tokens, 5 * len(decoding))
+        assert not decoding or sum(plan.values()) <= max(limits.mixed_tokens, 8 * len(decoding))
         assert sum(rows for s, rows in plan.items() if s.every_row) <= limits.logit_rows + len(decoding)
         assert set(plan) <= set(scheduler.running)
         assert all(0 < rows <= s.pending + (len(s.drafts) if s in decoding else 0) for s, rows in plan.items())
@@ -293,13 +293,13 @@ def test_prompts_are_cut_smaller_while_others_decode() -> None:
     assert late in plan
 
 
-@pytest.mark.parametrize(("decoding", "tokens"), [(1, 128), (16, 128), (40, 200), (64, 256)])
-def test_prompts_beside_many_answers_make_a_step_at_most_twice_as_long(decoding: int, tokens: int) -> None:
-    world = World(256, Limits(max_rows=65, step_tokens=256, mixed_tokens=128))
+@pytest.mark.parametrize(("decoding", "tokens"), [(1, 128), (16, 128), (40, 320), (64, 512)])
+def test_prompts_take_more_of_a_step_beside_many_answers(decoding: int, tokens: int) -> None:
+    world = World(256, Limits(max_rows=65, step_tokens=512, mixed_tokens=128))
     for number in range(decoding):
         world.submit([number], 50, "a")
     world.step()
-    late = world.submit([2] * 500, 1, "a")
+    late = world.submit([2] * 600, 1, "a")
     plan = world.scheduler.plan()
     assert late is not None
     assert (len(plan), sum(plan.values()), plan[late]) == (decoding + 1, tokens, tokens - decoding)
