@@ -24,7 +24,7 @@ Kind = Literal[
 ]
 _SYNTAX = frozenset({"SyntaxError", "IndentationError", "TabError"})
 _MISSING = frozenset({"ImportError", "ModuleNotFoundError"})
-_CPU_SIGNAL, _CRASHED = 24, "crashed"
+_CPU_SIGNAL, _KILLED, _CRASHED = 24, 9, "crashed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +283,8 @@ def _end_of(run: Run, child: Child) -> str:
         return str(found["why"])
     if found["code"] == -_CPU_SIGNAL or found["cpu_s"] >= run.limits.cpu_s:
         return "timeout"
-    return "exited" if found["code"] >= 0 else _CRASHED
+    # Whoever closes its line has left, whether it ends by itself first or is killed for it.
+    return "exited" if found["code"] >= 0 or found["code"] == -_KILLED else _CRASHED
 
 
 def _kind_of_error(name: str) -> str:
