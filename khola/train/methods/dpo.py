@@ -23,7 +23,7 @@ from khola.errors import BadRow
 from khola.train import policy, preference
 from khola.train.config import Share, Strict
 from khola.train.methods import Loss, Setup
-from khola.train.methods.sft import collected, sequences
+from khola.train.methods.sft import batches_of, collected, sequences
 from khola.train.model import Trainee
 
 NAME = "dpo"
@@ -57,14 +57,9 @@ def samples(setup: Setup) -> list[Sample]:
 
 def source(samples: Sequence[Sample], setup: Setup, model: Trainee) -> Packed:
     """Batches of whole pairs."""
-    return Packed(
+    return batches_of(
         samples,
-        tokens=setup.batch_tokens,
-        seed=setup.seed,
-        epochs=setup.epochs,
-        accumulate=setup.accumulate,
-        rank=setup.rank,
-        world=setup.world,
+        setup,
         pack=lambda samples, numbers: packed(samples, numbers, count=len(numbers) / 2),
         groups=[(number, number + 1) for number in range(0, len(samples), 2)],
     )

@@ -42,6 +42,11 @@ def samples(setup: Setup) -> list[Sample]:
 
 def source(samples: Sequence[Sample], setup: Setup, model: Trainee) -> Packed:
     """Batches of whole sequences."""
+    return batches_of(samples, setup)
+
+
+def batches_of(samples: Sequence[Sample], setup: Setup, **more: Any) -> Packed:
+    """Batches as the run wants them; `more` goes to `Packed`."""
     return Packed(
         samples,
         tokens=setup.batch_tokens,
@@ -50,6 +55,7 @@ def source(samples: Sequence[Sample], setup: Setup, model: Trainee) -> Packed:
         accumulate=setup.accumulate,
         rank=setup.rank,
         world=setup.world,
+        **more,
     )
 
 
